@@ -1,0 +1,69 @@
+"""The two streams: data goes to stdout for programs, words go to stderr for people.
+
+Nothing else in lorafit prints.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from lorafit.errors import LorafitError
+from lorafit.text import escape_control
+
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False)
+
+
+def prepare_streams() -> None:
+    """Let characters that the terminal's encoding lacks degrade to `?` instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def stdout_console() -> Console:
+    """Return the console for data: tables that a person asked for."""
+    return _out
+
+
+def stderr_console() -> Console:
+    """Return the console for words: plans, progress, warnings, errors."""
+    return _err
+
+
+def out(renderable: RenderableType) -> None:
+    """Print data to stdout; plain strings are printed as they are, without markup."""
+    _out.print(Text(renderable) if isinstance(renderable, str) else renderable)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print the one JSON document of a `--json` command to stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def say(renderable: RenderableType = "") -> None:
+    """Print words for people to stderr; plain strings are printed without markup."""
+    _err.print(Text(renderable) if isinstance(renderable, str) else renderable)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    _err.print(_labelled("warning", text, "yellow"), soft_wrap=True)
+
+
+def error(failure: LorafitError) -> None:
+    """Print an error and its hint to stderr."""
+    _err.print(_labelled("error", str(failure), "bold red"), soft_wrap=True)
+    if failure.hint:
+        _err.print(_labelled("hint", failure.hint, "cyan"), soft_wrap=True)
+
+
+def _labelled(label: str, text: str, style: str) -> Text:
+    # Lines are kept, everything else that could steer a terminal is escaped.
+    lines = [escape_control(line) for line in text.split("\n")]
+    return Text.assemble((f"{label}: ", style), ("\n" + " " * (len(label) + 2)).join(lines))

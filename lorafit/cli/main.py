@@ -1,0 +1,162 @@
+"""The command line: finds the command, imports only what it needs, maps errors to exit codes."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import typer
+
+from lorafit import __version__
+
+
+class Command(NamedTuple):
+    """One command: the module `lorafit.cli.<module>` holds `command` (or `app`, a group)."""
+
+    name: str
+    module: str
+    help: str
+    panel: str
+
+
+COMMANDS = (
+    Command("demo", "demo", "See it work: train a tiny model here, now, offline.", "Start"),
+    Command("doctor", "doctor", "Check this machine, and say how to fix what is wrong.", "Start"),
+    Command("train", "train", "Train a LoRA adapter from a preset.", "Work"),
+    Command("evaluate", "evaluate", "Measure a model or adapter on labelled data.", "Work"),
+    Command("generate", "generate", "Write text with a model or adapter.", "Work"),
+    Command("data", "data", "Look at training data before training on it.", "Look"),
+    Command("presets", "presets", "List, show and compare presets.", "Look"),
+    Command("config", "config", "Show where every setting comes from; validate a file.", "Look"),
+)
+
+# Options that mean something when given more than once.
+REPEATABLE = frozenset({"--check", "--prompt"})
+
+EPILOG = "First time? `lorafit demo`, then `lorafit train --preset balanced --data FILE --dry-run`"
+
+
+def build_app(invoked: str | None = None) -> typer.Typer:
+    """Return the Typer app; only the `invoked` command is imported, all of them for None."""
+    app = typer.Typer(
+        name="lorafit",
+        help="Fine-tune Phi-2 and other language models with LoRA on the hardware you have.",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=True,
+    )
+    app.callback()(_global_options)
+    for entry in COMMANDS:
+        wanted = invoked is None or entry.name == invoked
+        _register(app, entry) if wanted else _register_stub(app, entry)
+    return app
+
+
+def _global_options(
+    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),
+) -> None:
+    if version:
+        typer.echo(f"lorafit {__version__}")
+        raise typer.Exit
+
+
+def _register(app: typer.Typer, entry: Command) -> None:
+    module = importlib.import_module(f"lorafit.cli.{entry.module}")
+    if hasattr(module, "app"):
+        app.add_typer(module.app, name=entry.name, help=entry.help, rich_help_panel=entry.panel)
+    else:
+        app.command(
+            entry.name, short_help=entry.help, rich_help_panel=entry.panel, no_args_is_help=False
+        )(module.command)
+
+
+def _register_stub(app: typer.Typer, entry: Command) -> None:
+    # Listed in --help and in suggestions, never run: the invoked command is always registered.
+    app.command(entry.name, short_help=entry.help, rich_help_panel=entry.panel)(lambda: None)
+
+
+def normalize_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `--learning_rate` spelled `--learning-rate`.
+
+    Raises:
+        UsageError: an option is given twice; which of the two was meant cannot be known.
+    """
+    from lorafit.errors import UsageError
+
+    seen: set[str] = set()
+    normalized = []
+    options_ended = False
+    for argument in arguments:
+        options_ended = options_ended or argument == "--"
+        if options_ended or not argument.startswith("--"):
+            normalized.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        name = name.replace("_", "-")
+        if name in seen and name not in REPEATABLE:
+            raise UsageError(
+                f"{name} is given twice, and which value was meant cannot be known",
+                hint=f"keep one {name}",
+            )
+        seen.add(name)
+        normalized.append(name + equals + value)
+    return normalized
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run lorafit and exit with a code of `lorafit.errors.ExitCode`."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    completing = "_LORAFIT_COMPLETE" in os.environ
+    invoked = next((word for word in argv if not word.startswith("-")), "")
+    if not argv or completing or not invoked:
+        build_app(None if completing else "")(argv)
+        return
+    sys.exit(_run(argv, invoked))
+
+
+def _run(argv: list[str], invoked: str) -> int:
+    from lorafit.cli import console
+    from lorafit.errors import ExitCode, LorafitError
+
+    console.prepare_streams()
+    try:
+        build_app(invoked)(normalize_arguments(argv), prog_name="lorafit")
+    except LorafitError as failure:
+        console.error(failure)
+        return int(failure.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output left (`| head`): say nothing, and keep Python's own
+        # flush at exit from failing on the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as bug:
+        return _report_bug(bug)
+    return int(ExitCode.OK)
+
+
+def _report_bug(bug: Exception) -> int:
+    """Write the traceback to a file and tell the person where it lies."""
+    import tempfile
+    import traceback
+
+    from lorafit.cli import console
+    from lorafit.errors import ExitCode, LorafitError
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="lorafit-crash-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        log.write(f"lorafit {__version__}\n")
+        traceback.print_exception(bug, file=log)
+    console.error(
+        LorafitError(
+            f"a bug in lorafit: {type(bug).__name__}: {bug}",
+            hint=f"the details are in {log.name}; please report them",
+        )
+    )
+    if os.environ.get("LORAFIT_TRACEBACK"):
+        traceback.print_exception(bug)
+    return int(ExitCode.BUG)

@@ -1,0 +1,154 @@
+"""The plan of a run as a person reads it: every number, and the reason of every choice."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lorafit.text import escape_control
+from lorafit.training.plan import RunPlan
+from lorafit.units import format_bytes, format_count
+
+
+def render_plan(plan: RunPlan) -> RenderableType:
+    """Return the plan as a two-column table, reasons dimmed below what they explain."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, lines in _sections(plan):
+        for position, (text, is_reason) in enumerate(lines):
+            shown = Text(escape_control(text), style="dim" if is_reason else "")
+            table.add_row(title if position == 0 else "", shown)
+    return Group(Text("Plan", style="bold underline"), table)
+
+
+Line = tuple[str, bool]
+
+
+def _sections(plan: RunPlan) -> list[tuple[str, list[Line]]]:
+    return [
+        ("device", _device(plan)),
+        ("preset", _preset(plan)),
+        ("model", _model(plan)),
+        ("adapter", _adapter(plan)),
+        ("data", _data(plan)),
+        ("batch", _batch(plan)),
+        ("schedule", _schedule(plan)),
+        ("speed", _speed(plan)),
+        ("disk", _disk(plan)),
+    ]
+
+
+def _fact(text: str) -> Line:
+    return text, False
+
+
+def _why(text: str) -> Line:
+    return text, True
+
+
+def _device(plan: RunPlan) -> list[Line]:
+    device = plan.device
+    free = f", {format_bytes(device.free_bytes)} free" if device.free_bytes is not None else ""
+    usable = format_bytes(device.usable_bytes)
+    return [_fact(f"{device.name}, {usable} usable{free}"), _why(device.reason)]
+
+
+def _preset(plan: RunPlan) -> list[Line]:
+    resolved = plan.resolved
+    if resolved.preset is None:
+        return [_fact("none: the defaults of the training guide")]
+    lines = [_fact(resolved.preset)]
+    if resolved.row is not None:
+        lines.append(_why(resolved.row.reason))
+    return lines
+
+
+def _model(plan: RunPlan) -> list[Line]:
+    weights = plan.source.weights
+    stored = f", {format_bytes(weights.num_bytes)} as {weights.stored_dtype}" if weights else ""
+    quantized = plan.settings.quantization
+    form = f", base in {quantized}" if quantized != "none" else ""
+    name = f"{plan.source.name} ({plan.source.model_type}"
+    return [
+        _fact(f"{name}, {format_count(plan.model.num_parameters)} parameters{stored})"),
+        _fact(f"computes in {plan.dtype.value}{form}"),
+        _why(plan.dtype.reason),
+    ]
+
+
+def _adapter(plan: RunPlan) -> list[Line]:
+    model, settings = plan.model, plan.settings
+    share = model.num_trainable_parameters / model.num_parameters
+    by_module = ", ".join(f"{n} {format_count(c)}" for n, c in model.trainable_by_module.items())
+    return [
+        _fact(
+            f"LoRA r={settings.lora_r} alpha={settings.lora_alpha:g} "
+            f"dropout={settings.lora_dropout:g}: {format_count(model.num_trainable_parameters)} "
+            f"trainable parameters ({share:.2%})"
+        ),
+        _fact(by_module),
+        _why(model.targets.reason),
+    ]
+
+
+def _data(plan: RunPlan) -> list[Line]:
+    lines = plan.data.report.lines()
+    return [_fact(line) for line in lines] + [_why(f"padding: {plan.pad.reason}")]
+
+
+def _batch(plan: RunPlan) -> list[Line]:
+    batch = plan.batch
+    return [
+        _fact(
+            f"{batch.per_device_train_batch_size} micro-batch x "
+            f"{batch.gradient_accumulation_steps} accumulation x {batch.num_devices} device = "
+            f"{batch.effective_batch_size} effective batch, up to "
+            f"{plan.settings.max_length} tokens a row"
+        ),
+        _why(batch.reason),
+    ]
+
+
+def _schedule(plan: RunPlan) -> list[Line]:
+    schedule, settings = plan.schedule, plan.settings
+    tokens = plan.data.report.train_counts.tokens * schedule.num_epochs
+    return [
+        _fact(
+            f"{schedule.total_steps} steps = {schedule.num_epochs:.3g} epochs of "
+            f"{schedule.steps_per_epoch}, about {format_count(tokens)} tokens"
+        ),
+        _why(schedule.total_reason),
+        _fact(
+            f"peak learning rate {settings.learning_rate:g} after {schedule.warmup_steps} warm-up "
+            f"steps ({schedule.warmup_share:.1%}), then {settings.lr_scheduler_type}"
+        ),
+        _why(schedule.warmup_reason),
+    ]
+
+
+def _speed(plan: RunPlan) -> list[Line]:
+    settings = plan.settings
+    switches = {
+        "gradient checkpointing": settings.gradient_checkpointing,
+        "torch.compile": plan.torch_compile.value,
+    }
+    text = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in switches.items())
+    return [
+        _fact(f"{text}, {settings.optim}, seed {settings.seed}"),
+        _why(plan.torch_compile.reason),
+    ]
+
+
+def _disk(plan: RunPlan) -> list[Line]:
+    disk = plan.disk
+    return [
+        _fact(
+            f"{format_bytes(disk.checkpoint_bytes)} a checkpoint x {disk.num_kept} on disk at once "
+            f"= {format_bytes(disk.needed_bytes)} with the adapter; "
+            f"{format_bytes(disk.free_bytes)} free in {plan.settings.output_dir}"
+        ),
+        _why(
+            f"{disk.num_written} checkpoints are written, one every {plan.settings.save_steps} "
+            f"steps and at the end; the newest {plan.settings.save_total_limit} are kept"
+        ),
+    ]

@@ -1,0 +1,177 @@
+"""Adapters on disk: plain PEFT, checked when written and when read."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorafit.errors import AdapterError
+from lorafit.files import sync_file, sync_folder
+from lorafit.model.weights import read_tensors
+from lorafit.text import excerpt
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_MAX_RANK = 4096
+
+
+def save_adapter(model: "PeftModel", folder: Path, base_name: str) -> None:
+    """Write the adapter as plain PEFT and verify it; replaces an adapter already there.
+
+    Raises:
+        AdapterError: what was written is not finite, or is all zero, so training did nothing.
+    """
+    staging = folder.with_name(f".staging-{folder.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    # A path of this machine would be of no use to whoever loads the adapter elsewhere, but the
+    # name that was asked for is what PEFT expects here.
+    model.peft_config["default"].base_model_name_or_path = base_name
+    # Told so, PEFT does not ask the hub whether the vocabulary was resized.
+    model.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
+    verify_adapter(staging)
+    for path in staging.iterdir():
+        sync_file(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staging, folder)
+    sync_folder(folder.parent)
+
+
+def verify_adapter(folder: Path) -> dict[str, Any]:
+    """Check an adapter folder and return its configuration.
+
+    Raises:
+        AdapterError: a file is missing or damaged, the configuration is not a LoRA adapter, or
+            the weights are not finite or have no effect.
+    """
+    config = _read_config(folder)
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        pickled = (folder / "adapter_model.bin").exists()
+        raise AdapterError(
+            "has only a pickle (adapter_model.bin), which can run code"
+            if pickled
+            else f"has no {WEIGHTS_FILE}",
+            where=str(folder),
+            hint="save the adapter again with safetensors" if pickled else "check --adapter",
+        )
+    names = [tensor["name"] for tensor in read_tensors(path, AdapterError)]
+    if not names:
+        raise AdapterError("holds no tensors", where=str(path))
+    from safetensors.torch import load_file
+
+    has_effect = False
+    for name, tensor in load_file(path).items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{excerpt(name)} is not finite", where=str(path))
+        # B starts at zero: while every B is zero, the adapter changes nothing.
+        has_effect |= "lora_A" not in name and bool(tensor.count_nonzero())
+    if not has_effect:
+        raise AdapterError("every lora_B is zero, so the adapter has no effect", where=str(path))
+    return config
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise AdapterError(
+            f"there is no adapter folder {excerpt(str(folder))}",
+            hint="a run writes its adapter to OUTPUT_DIR/adapter",
+        )
+    if not path.is_file():
+        inner = folder / "adapter" / CONFIG_FILE
+        raise AdapterError(
+            f"has no {CONFIG_FILE}",
+            where=str(folder),
+            hint=f"did you mean --adapter {inner.parent}?"
+            if inner.is_file()
+            else "check --adapter",
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise AdapterError(f"is not JSON: {excerpt(str(problem))}", where=str(path)) from None
+    _check_config(config, str(path))
+    checked: dict[str, Any] = config
+    return checked
+
+
+def _check_config(config: Any, where: str) -> None:
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise AdapterError(f"is not a LoRA adapter (peft_type {excerpt(repr(kind))})", where=where)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= _MAX_RANK:
+        raise AdapterError(
+            f"r is {excerpt(repr(rank))}; it must be a whole number of 1 to {_MAX_RANK}",
+            where=where,
+        )
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < 1e6:
+        raise AdapterError(
+            f"lora_alpha is {excerpt(repr(alpha))}; it must be a positive number", where=where
+        )
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+        raise AdapterError(
+            f"target_modules is {excerpt(repr(targets))}; it must be a list of names "
+            "(a pattern from a stranger's file is not evaluated)",
+            where=where,
+        )
+    if config.get("auto_mapping"):
+        raise AdapterError("asks to import code (auto_mapping); this is refused", where=where)
+
+
+def load_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
+    """Put a verified adapter on a base model, every tensor in its place.
+
+    Raises:
+        AdapterError: as `verify_adapter`, or the adapter belongs to another model.
+    """
+    from peft import LoraConfig, PeftModel
+
+    raw = verify_adapter(folder)
+    known = set(LoraConfig.__dataclass_fields__)
+    # Only what a LoRA configuration has: nothing else in the file is followed, its base path
+    # least of all.
+    config = LoraConfig(**{k: v for k, v in raw.items() if k in known and k != "peft_type"})
+    config.inference_mode = True
+    try:
+        model = PeftModel(base, config)
+    except ValueError as problem:
+        raise AdapterError(
+            f"does not fit the base model: {excerpt(str(problem), 200)}",
+            where=str(folder),
+            hint="give the model it was trained on as --model: "
+            f"{excerpt(str(raw.get('base_model_name_or_path')))}",
+        ) from None
+    _fill(model, folder)
+    model.eval()
+    return model
+
+
+def _fill(model: "PeftModel", folder: Path) -> None:
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / WEIGHTS_FILE)
+    try:
+        outcome = set_peft_model_state_dict(model, weights)
+    except RuntimeError as problem:
+        raise AdapterError(
+            f"has other shapes than the base model: {excerpt(str(problem), 200)}", where=str(folder)
+        ) from None
+    absent = [name for name in outcome.missing_keys if "lora_" in name]
+    surplus = list(outcome.unexpected_keys)
+    if absent or surplus:
+        first = (absent or surplus)[0]
+        raise AdapterError(
+            f"does not match its own configuration: {len(absent)} tensors are missing and "
+            f"{len(surplus)} have no place, first {excerpt(first)}",
+            where=str(folder),
+        )

@@ -1,0 +1,206 @@
+"""The model that is trained: base weights, quantization, adapter, checkpointing.
+
+There is one description of it. Training builds it with weights; planning builds the same thing on
+the `meta` device, where it takes no memory, to count and to trace.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorafit.config.schema import Settings
+from lorafit.errors import ConfigError, ModelError, Problem
+from lorafit.model.lora import Targets, choose_targets, lora_config, trainable_by_module
+from lorafit.text import excerpt
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from lorafit.model.source import ModelSource
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What the plan says about the model, counted on the `meta` device."""
+
+    num_parameters: int
+    num_trainable_parameters: int
+    trainable_by_module: dict[str, int]
+    targets: Targets
+
+
+def attention_name(settings: Settings) -> str:
+    """Return the transformers name of the attention implementation."""
+    if settings.attn_implementation in ("auto", "sdpa-efficient"):
+        return "sdpa"
+    return settings.attn_implementation
+
+
+@contextlib.contextmanager
+def attention_context(settings: Settings) -> Iterator[None]:
+    """Restrict PyTorch's attention to the memory-efficient operator where the settings ask so."""
+    if settings.attn_implementation != "sdpa-efficient":
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        yield
+
+
+def quantization_config(settings: Settings, dtype: torch.dtype) -> Any:
+    """Return transformers' bitsandbytes configuration, or None for unquantized weights."""
+    if settings.quantization == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if settings.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=settings.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=torch.uint8,
+    )
+
+
+def load_base(
+    settings: Settings, source: "ModelSource", dtype: torch.dtype, device: torch.device
+) -> "PreTrainedModel":
+    """Load the base model with its weights on `device`, quantized if the settings ask for it.
+
+    Raises:
+        ModelError: the weights do not belong to the configuration beside them.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {}
+    quantization = quantization_config(settings, dtype)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            dtype=dtype,
+            attn_implementation=attention_name(settings),
+            device_map={"": device},
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (ValueError, RuntimeError, OSError, KeyError) as problem:
+        if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
+            raise
+        raise ModelError(
+            f"the model cannot be loaded: {excerpt(str(problem), 300)}", where=str(source.path)
+        ) from problem
+    _require_complete(report, source)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _require_complete(report: dict[str, Any], source: "ModelSource") -> None:
+    mismatched = [str(entry[0]) for entry in report.get("mismatched_keys", ())]
+    missing = sorted(str(key) for key in report.get("missing_keys", ()))
+    for what, keys in (("are missing", missing), ("have another shape", mismatched)):
+        if keys:
+            raise ModelError(
+                f"{len(keys)} tensors of this architecture {what} in the weights, "
+                f"first {excerpt(keys[0])}; they would be random numbers",
+                where=str(source.path),
+                hint="weights and config.json belong to different models: download both again",
+            )
+
+
+def build_on_meta(
+    settings: Settings, config: "PretrainedConfig", dtype: torch.dtype
+) -> "PreTrainedModel":
+    """Build the base model on the `meta` device: all shapes, no memory."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention_name(settings)
+        )
+    return model
+
+
+def add_adapter(base: "PreTrainedModel", settings: Settings) -> "tuple[PeftModel, Targets]":
+    """Wrap the base in PEFT and put it into the form that is trained.
+
+    The adapter is drawn from `settings.seed`; base weights are frozen; adapters are fp32 masters
+    whatever the base's dtype.
+
+    Raises:
+        ConfigError: target_modules or modules_to_save name what the model does not have.
+    """
+    from peft import get_peft_model
+
+    targets = choose_targets(base, base.config.model_type, settings.target_modules)
+    _require_modules(base, settings.modules_to_save)
+    torch.manual_seed(settings.seed)
+    # With accelerate's own logging there is nothing to gain from PEFT's dtype notices.
+    logging.getLogger("peft").setLevel(logging.ERROR)
+    model: PeftModel = get_peft_model(base, lora_config(settings, targets))
+    base.config.use_cache = False
+    if settings.gradient_checkpointing:
+        # Without re-entrance a checkpoint needs no gradient on its input, which a frozen
+        # embedding cannot give.
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    return model, targets
+
+
+def _require_modules(base: torch.nn.Module, names: tuple[str, ...]) -> None:
+    present = {name.rpartition(".")[2] for name, _ in base.named_modules()}
+    absent = [name for name in names if name not in present]
+    if absent:
+        raise ConfigError(
+            [
+                Problem("modules_to_save", f"the model has no module named {name!r}")
+                for name in absent
+            ]
+        )
+
+
+def summarize_model(settings: Settings, source: "ModelSource") -> ModelSummary:
+    """Count parameters, total and trainable, without reading a weight.
+
+    Raises:
+        ConfigError: as `add_adapter`.
+        ModelError: the configuration does not describe a model that can be built.
+    """
+    config = read_config(source)
+    base = build_on_meta(settings, config, torch.float32)
+    num_parameters = base.num_parameters()
+    model, targets = add_adapter(base, settings)
+    by_module = trainable_by_module(model)
+    return ModelSummary(num_parameters, sum(by_module.values()), by_module, targets)
+
+
+def read_config(source: "ModelSource") -> "PretrainedConfig":
+    """Return the transformers configuration of a located model.
+
+    Raises:
+        ModelError: transformers does not accept it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source.path, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as problem:  # config classes raise their own validation errors
+        raise ModelError(
+            f"transformers does not accept it: {excerpt(str(problem), 300)}",
+            where=str(source.path / "config.json"),
+        ) from None
+    return config

@@ -1,0 +1,94 @@
+"""Model folders from the Hugging Face hub: cached first, then downloaded, never executed."""
+
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from lorafit.errors import ModelError
+from lorafit.text import excerpt
+
+# No *.bin, *.py or *.pt: what is not downloaded cannot be loaded by mistake.
+_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_CONNECT_TIMEOUT_SECONDS = 4.0
+
+
+def download_model(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """Return the local snapshot folder of a hub model and its commit.
+
+    A snapshot in the hub's cache is used without asking the network.
+
+    Raises:
+        ModelError: the model is not cached and the hub cannot be reached, does not have it, or
+            does not give it to this person.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    cached = _cached_snapshot(name, revision)
+    if cached is not None:
+        return cached, cached.name
+    _require_network(name)
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+    except GatedRepoError:
+        raise ModelError(
+            f"{name} is gated: its owner must accept you first",
+            hint=f"ask for access on the hub page of {name}, then type: hf auth login",
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"{name} has no revision {excerpt(str(revision))}") from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"the hub has no model {name}, or it is private",
+            hint="check the spelling; for a private model type: hf auth login",
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as problem:
+        raise _unreachable(name, excerpt(str(problem))) from None
+    return folder, folder.name
+
+
+def _cached_snapshot(name: str, revision: str | None) -> Path | None:
+    """Return the snapshot folder if every file of it is in the cache already."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=_PATTERNS, local_files_only=True
+            )
+        )
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    # An interrupted download leaves a snapshot folder without its weights.
+    has_weights = any(folder.glob("*.safetensors"))
+    return folder if (folder / "config.json").exists() and has_weights else None
+
+
+def _require_network(name: str) -> None:
+    """Fail within seconds, not after minutes of retries, where there is no way to the hub."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise _unreachable(name, "HF_HUB_OFFLINE is set, so nothing is downloaded")
+    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return  # a proxy resolves the name: a direct connection proves nothing
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    address = (endpoint.hostname or "huggingface.co", endpoint.port or 443)
+    try:
+        socket.create_connection(address, timeout=_CONNECT_TIMEOUT_SECONDS).close()
+    except OSError as problem:
+        raise _unreachable(name, f"{address[0]}: {problem}") from None
+
+
+def _unreachable(name: str, why: str) -> ModelError:
+    return ModelError(
+        f"the model {name} is not on this machine and the hub cannot be reached ({why})",
+        hint=f"where there is a network, type: hf download {name} --local-dir FOLDER\n"
+        "then here: --model FOLDER",
+    )

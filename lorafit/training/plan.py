@@ -1,0 +1,188 @@
+"""Everything that is decided before a weight is read: what `train` prints, refuses and records."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafit.config.batch import BatchPlan, resolve_batch
+from lorafit.config.resolve import Resolved
+from lorafit.config.schedule import Schedule, plan_schedule
+from lorafit.config.schema import Settings
+from lorafit.data.load import TrainingData, load_training_data
+from lorafit.data.tokenize import check_max_length
+from lorafit.errors import UsageError
+from lorafit.files import free_bytes
+from lorafit.hardware.capabilities import effective_torch_compile, verify_supported
+from lorafit.hardware.info import Choice, DeviceInfo
+from lorafit.hardware.precision import choose_compute_dtype
+from lorafit.model.source import ModelSource, locate_model
+from lorafit.model.tokenizer import PadToken, choose_pad_token, tokenizer_of
+from lorafit.training.checkpoint import require_disk_space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lorafit.model.build import ModelSummary
+
+# Bytes of optimizer state a trainable parameter: AdamW keeps two fp32 moments.
+_OPTIMIZER_BYTES = {
+    "adamw_torch": 8.0,
+    "adamw_torch_fused": 8.0,
+    "paged_adamw_32bit": 8.0,
+    "adamw_8bit": 2.0,
+    "paged_adamw_8bit": 2.0,
+    "sgd": 0.0,
+    "adafactor": 0.1,
+}
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """Bytes that the run leaves on disk, against those that are free."""
+
+    checkpoint_bytes: int
+    num_kept: int
+    """Checkpoints on disk at the same time, one being written included."""
+    num_written: int
+    """Checkpoints over the whole run."""
+    adapter_bytes: int
+    free_bytes: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes on disk at the fullest moment."""
+        return self.checkpoint_bytes * self.num_kept + self.adapter_bytes
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run, decided; `reasons` says why of every automatic choice."""
+
+    resolved: Resolved
+    device: DeviceInfo
+    source: ModelSource
+    tokenizer: "PreTrainedTokenizerBase"
+    pad: PadToken
+    model: "ModelSummary"
+    dtype: Choice[str]
+    torch_compile: Choice[bool]
+    data: TrainingData
+    batch: BatchPlan
+    schedule: Schedule
+    disk: DiskPlan
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def settings(self) -> Settings:
+        """The validated settings."""
+        return self.resolved.settings
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Rows of a validation batch."""
+        settings = self.settings
+        return settings.per_device_eval_batch_size or self.batch.per_device_train_batch_size
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan for run.json and `--dry-run --json`."""
+        return {
+            "device": asdict(self.device),
+            "model": {
+                "name": self.source.name,
+                "revision": self.source.revision,
+                "model_type": self.source.model_type,
+                "num_parameters": self.model.num_parameters,
+                "num_trainable_parameters": self.model.num_trainable_parameters,
+                "trainable_by_module": self.model.trainable_by_module,
+                "target_modules": list(self.model.targets.names),
+            },
+            "batch": asdict(self.batch),
+            "schedule": {
+                **asdict(self.schedule),
+                "peak_learning_rate": self.settings.learning_rate,
+            },
+            "data": self.data.report.as_dict(),
+            "disk": {**asdict(self.disk), "needed_bytes": self.disk.needed_bytes},
+            "compute_dtype": self.dtype.value,
+            "torch_compile": self.torch_compile.value,
+            "reasons": self.reasons(),
+            "warnings": list(self.warnings),
+        }
+
+    def reasons(self) -> dict[str, str]:
+        """Return the reason of every automatic choice."""
+        reasons = {
+            "device": self.device.reason,
+            "batch": self.batch.reason,
+            "steps": self.schedule.total_reason,
+            "warmup": self.schedule.warmup_reason,
+            "compute_dtype": self.dtype.reason,
+            "torch_compile": self.torch_compile.reason,
+            "target_modules": self.model.targets.reason,
+            "padding": self.pad.reason,
+        }
+        if self.resolved.row is not None:
+            reasons["hardware_row"] = self.resolved.row.reason
+        return reasons
+
+
+def plan_run(resolved: Resolved, device: DeviceInfo) -> RunPlan:
+    """Decide a whole run: reads configuration, tokenizer and data, but no weights.
+
+    Raises:
+        LorafitError: anything about the run that can be known beforehand is wrong.
+    """
+    settings = resolved.settings
+    if settings.data is None:
+        raise UsageError(
+            "no training data was given",
+            hint="add --data FILE (JSONL, JSON, CSV, Parquet) or --data owner/name from the hub",
+        )
+    verify_supported(device, settings)
+    batch = resolve_batch(resolved, num_devices=1)
+    source = locate_model(settings.model, settings.revision)
+    assert source.weights is not None
+    dtype = choose_compute_dtype(
+        device, settings.compute_dtype, source.model_type, source.weights.stored_dtype
+    )
+    compiled = effective_torch_compile(
+        device, settings.torch_compile, resolved.is_explicit("torch_compile")
+    )
+    check_max_length(settings, source.config)
+    tokenizer = tokenizer_of(source)
+    data = load_training_data(settings, tokenizer)
+    schedule = plan_schedule(len(data.train), batch, settings)
+
+    # Seconds of imports, so only once everything quick has been found right.
+    from lorafit.model.build import summarize_model
+
+    model = summarize_model(settings, source)
+    disk = _plan_disk(settings, model.num_trainable_parameters, schedule)
+    require_disk_space(Path(settings.output_dir), disk.needed_bytes, disk.free_bytes)
+    return RunPlan(
+        resolved=resolved,
+        device=device,
+        source=source,
+        tokenizer=tokenizer,
+        pad=choose_pad_token(tokenizer),
+        model=model,
+        dtype=dtype,
+        torch_compile=compiled,
+        data=data,
+        batch=batch,
+        schedule=schedule,
+        disk=disk,
+        warnings=(*device.warnings, *resolved.warnings, *data.report.warnings),
+    )
+
+
+def _plan_disk(settings: Settings, num_trainable: int, schedule: Schedule) -> DiskPlan:
+    adapter_bytes = 4 * num_trainable
+    written = -(-schedule.total_steps // settings.save_steps)
+    return DiskPlan(
+        checkpoint_bytes=int(num_trainable * (4 + _OPTIMIZER_BYTES[settings.optim])),
+        num_kept=min(written, settings.save_total_limit + 1),
+        num_written=written,
+        adapter_bytes=adapter_bytes,
+        free_bytes=free_bytes(Path(settings.output_dir)),
+    )
