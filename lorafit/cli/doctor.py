@@ -11,9 +11,7 @@ def command(
         list[str] | None,
         typer.Option("--check", metavar="ID", help="Run this check or group only; repeatable."),
     ] = None,
-    list_checks: Annotated[
-        bool, typer.Option("--list", help="List the checks and what each protects; run none.")
-    ] = False,
+    list_checks: Annotated[bool, typer.Option("--list", help="List the checks; run none.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too: exit 1.")] = False,
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, max=600, help="Seconds for all checks together.")
@@ -40,7 +38,7 @@ def command(
     checks = select_checks(check or [])
     if list_checks:
         for entry in checks:
-            console.out(f"{entry.id:<18} {entry.title}: if wrong, {entry.affects}")
+            console.out(f"{entry.id:<18} {entry.group}: {entry.title}")
         return
     probe = Probe(requested_device=device, timeout_seconds=timeout)
     report = make_report(run_checks(checks, probe), probe.usable_device())

@@ -1,9 +1,18 @@
 """What lorafit knows about the device it trains on, whoever found it out."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 DeviceKind = Literal["cuda", "mps", "cpu"]
+
+T = TypeVar("T")
+
+
+class Choice(NamedTuple, Generic[T]):
+    """A value that was chosen automatically or confirmed, and why, as a sentence to print."""
+
+    value: T
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""Environment variables, offline state, and the presets that came with lorafit."""
+
+from lorafit.doctor.check import Outcome, check, error, ok, warn
+from lorafit.doctor.probe import Probe
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+
+_DANGEROUS = {
+    "TRUST_REMOTE_CODE": "lets model folders run their own code in other programs",
+    "HF_DATASETS_TRUST_REMOTE_CODE": "lets data sets run their own code in other programs",
+    "CUDA_LAUNCH_BLOCKING": "makes CUDA wait after every operation: much slower",
+    "TORCHDYNAMO_DISABLE": "turns torch.compile off without a word",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": "turns the caching allocator off: slow, and estimates fail",
+    "PYTORCH_ENABLE_MPS_FALLBACK": "moves operations from the Apple GPU to the CPU unseen: slow",
+    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "lets checkpoint files run code when they are loaded",
+}
+
+
+@check(
+    "env.dangerous",
+    "Configuration",
+    "Environment variables",
+    affects="a run is slower, less safe or different from what its settings say",
+)
+def environment_variables(probe: Probe) -> Outcome:
+    """Check for variables that change runs behind one's back."""
+    found = [name for name in _DANGEROUS if probe.environ.get(name, "").strip().lower() in _TRUE]
+    if not found:
+        return ok("none that changes a run unseen")
+    listed = "; ".join(f"{name} {_DANGEROUS[name]}" for name in found)
+    return warn(listed, "unset them unless you set them on purpose", f"unset {' '.join(found)}")
+
+
+@check(
+    "net.offline",
+    "Configuration",
+    "Hub access",
+    affects="models and data sets that are not on this disk yet cannot be fetched",
+)
+def hub_access(probe: Probe) -> Outcome:
+    """Explain the offline state from the environment; does not touch the network."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+    offline = [name for name in names if probe.environ.get(name, "").strip().lower() in _TRUE]
+    if offline:
+        return ok(
+            f"offline because {' and '.join(f'{name}=1' for name in offline)}: only local folders "
+            "and the cache are used",
+            measured="offline",
+        )
+    endpoint = probe.environ.get("HF_ENDPOINT")
+    if endpoint and not endpoint.startswith("https://"):
+        return warn(
+            f"HF_ENDPOINT={endpoint} is not an https:// address: downloads can be altered on "
+            "their way",
+            "use an https:// address, or the default",
+            "unset HF_ENDPOINT",
+            measured=endpoint,
+        )
+    where = endpoint or "huggingface.co"
+    return ok(f"online mode, from {where} (not contacted)", measured="online")
+
+
+@check(
+    "preset.valid",
+    "Configuration",
+    "Shipped presets",
+    affects="`lorafit train --preset` cannot read what came with it: the installation is damaged",
+)
+def shipped_presets(probe: Probe) -> Outcome:
+    """Load every shipped preset."""
+    from lorafit.config.presets import list_presets
+    from lorafit.errors import LorafitError
+
+    reinstall = "pip install --force-reinstall --no-deps lorafit"
+    try:
+        names = [preset.name for preset in list_presets()]
+    except LorafitError as problem:
+        return error(str(problem), "install lorafit anew", reinstall)
+    if not names:
+        return error("no preset was found", "install lorafit anew", reinstall)
+    return ok(f"{len(names)} load: {', '.join(names)}", measured=str(len(names)))

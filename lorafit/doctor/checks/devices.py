@@ -1,0 +1,209 @@
+"""The device to train on: found, working, fit for 16 bit, and with memory to spare."""
+
+from lorafit.doctor.check import Outcome, check, error, ok, skip, warn
+from lorafit.doctor.isolated import ProofError, ProofTimeoutError, run_proof
+from lorafit.doctor.probe import Probe
+from lorafit.errors import LorafitError
+from lorafit.hardware.cuda import cuda_wheel_command, describe_gpus, driver_branch
+from lorafit.units import GIB, format_bytes
+
+_DRIVER_FOR_CUDA = {"12": 525, "13": 580}
+"""First driver branch for each major release of CUDA (CUDA's compatibility guide)."""
+_MAX_MATMUL_ERROR = 0.01
+_MIN_GPU_BYTES = 6 * GIB
+"""Phi-2 takes 5.2 GiB in 16 bit and 1.7 GiB in 4 bit, before activations."""
+
+
+@check(
+    "device",
+    "Device",
+    "Device",
+    affects="this is where training runs, with the memory and speed that are left there",
+)
+def device_found(probe: Probe) -> Outcome:
+    """Detect the device, and say how and why."""
+    try:
+        device = probe.device()
+    except LorafitError as problem:
+        return error(str(problem), problem.hint or "choose another --device")
+    detail = f"{device.torch_device}: {device.reason}"
+    if device.warnings:
+        return warn(
+            f"{detail}; {'; '.join(device.warnings)}",
+            "see the notes; training works, perhaps with less memory or speed",
+            measured=device.name,
+        )
+    return ok(detail, measured=device.name)
+
+
+@check(
+    "device.init",
+    "Device",
+    "Device multiplies",
+    affects="training stops or gives wrong numbers on a device that cannot multiply",
+)
+def device_multiplies(probe: Probe) -> Outcome:
+    """Start a GPU and compare a product with the CPU's, in a process of its own."""
+    device = probe.usable_device()
+    if device is None:
+        return skip("no device can be used")
+    if device.kind == "cpu":
+        return skip("only for GPUs; pkg.bitsandbytes multiplies on the CPU")
+    try:
+        answer = run_proof("matmul", device.torch_device, probe.python, probe.timeout_seconds * 0.9)
+    except ProofTimeoutError as late:
+        return warn(
+            f"{device.torch_device} was not proved to work: {late}",
+            "the machine may be busy, or the driver hangs: try this check alone, with time",
+            "lorafit doctor --check device.init --timeout 60",
+        )
+    except ProofError as failure:
+        return error(
+            f"{device.torch_device} does not start: {failure}",
+            "restart the machine or container; if it stays, reinstall the driver and torch",
+            "nvidia-smi" if device.kind == "cuda" else "pip install --force-reinstall torch",
+        )
+    measured = f"relative error {answer['relative_error']:.1e}"
+    if not answer["relative_error"] < _MAX_MATMUL_ERROR:
+        return error(
+            f"{device.torch_device} multiplies wrongly: {measured}",
+            "do not train on this device: memory or driver is faulty",
+            measured=measured,
+        )
+    return ok(measured, measured=measured)
+
+
+@check(
+    "gpu.driver",
+    "Device",
+    "NVIDIA driver",
+    affects="torch cannot start CUDA on a driver older than the CUDA it was built for",
+    docs_url="https://www.nvidia.com/drivers",
+)
+def nvidia_driver(probe: Probe) -> Outcome:
+    """Compare the driver with the CUDA release that torch was built for."""
+    report = probe.nvidia()
+    if report is None:
+        return skip("no NVIDIA driver on this machine")
+    build = probe.sources.torch_build()
+    branch = driver_branch(report.driver)
+    required = _DRIVER_FOR_CUDA.get(build.cuda.split(".")[0]) if build and build.cuda else None
+    if required is None:
+        return ok(f"driver {report.driver}", measured=report.driver)
+    if branch < required:
+        assert build is not None
+        has_older = branch >= min(_DRIVER_FOR_CUDA.values())
+        return error(
+            f"driver {report.driver} is too old for torch's CUDA {build.cuda}",
+            f"install driver {required} or later"
+            + (", or a torch for the CUDA that this driver runs" if has_older else ""),
+            *([cuda_wheel_command(build, report.driver)] if has_older else []),
+            measured=report.driver,
+            required=f">= {required}",
+        )
+    return ok(f"driver {report.driver}", measured=report.driver, required=f">= {required}")
+
+
+@check(
+    "gpu.capability",
+    "Device",
+    "bfloat16",
+    affects="without bfloat16 Phi-2 has to train in float32: twice the memory, far slower",
+)
+def bfloat16_support(probe: Probe) -> Outcome:
+    """Check for bfloat16 in hardware."""
+    device = probe.usable_device()
+    if device is None:
+        return skip("no device can be used")
+    if device.compute_capability:
+        name = "{} (capability {}.{})".format(device.name, *device.compute_capability)
+    else:
+        name = device.name
+    if device.supports_bfloat16:
+        return ok(f"{name} computes in bfloat16", measured="yes")
+    if device.kind == "cpu":
+        return ok(f"{name} has no bfloat16 instructions: float32 is used", measured="no")
+    return warn(
+        f"{name} has no bfloat16",
+        "quantize the base model, or train a model that bears float16",
+        "lorafit train --preset memory-limited --quantization nf4 --data FILE",
+        measured="no",
+        required="compute capability 8.0" if device.kind == "cuda" else "macOS 14",
+    )
+
+
+@check(
+    "gpu.memory",
+    "Device",
+    "GPU memory",
+    affects="a plan counts on an idle GPU; the run stops when memory runs out",
+)
+def gpu_memory(probe: Probe) -> Outcome:
+    """Check total and free memory of the GPU, and who else uses it."""
+    device = probe.usable_device()
+    if device is None or device.kind != "cuda" or device.free_bytes is None:
+        return skip("no NVIDIA GPU is used")
+    measured = f"{format_bytes(device.free_bytes)} free of {format_bytes(device.usable_bytes)}"
+    if device.usable_bytes < _MIN_GPU_BYTES:
+        return warn(
+            f"{measured}: little for Phi-2, which takes 5.2 GiB in 16 bit",
+            "use 4-bit weights",
+            "lorafit train --preset memory-limited --quantization nf4 --data FILE",
+            measured=measured,
+            required=format_bytes(_MIN_GPU_BYTES),
+        )
+    if device.free_bytes < 0.9 * device.usable_bytes:
+        return warn(
+            f"{measured}: other processes use this GPU",
+            "stop them, or choose another GPU",
+            "nvidia-smi",
+            measured=measured,
+            required="90 % free",
+        )
+    return ok(measured, measured=measured)
+
+
+@check(
+    "gpu.health",
+    "Device",
+    "GPU health",
+    affects="memory errors give wrong results, MIG cuts memory and speed",
+)
+def gpu_health(probe: Probe) -> Outcome:
+    """Check ECC errors and MIG mode of every GPU; changes nothing."""
+    report = probe.nvidia()
+    if report is None or not report.gpus:
+        return skip("no NVIDIA GPU on this machine")
+    faulty = [index for index, gpu in enumerate(report.gpus) if gpu.num_ecc_errors]
+    if faulty:
+        return error(
+            f"uncorrected memory errors on GPU {', '.join(map(str, faulty))}",
+            "restart the machine; a GPU with new errors after that needs service",
+            "nvidia-smi -q -d ECC",
+        )
+    if any(gpu.mig_enabled for gpu in report.gpus):
+        return ok(f"MIG is on: a process sees one slice; {describe_gpus(report.gpus)}")
+    return ok(f"no memory errors; {describe_gpus(report.gpus)}")
+
+
+@check(
+    "mps.memory",
+    "Device",
+    "Metal memory",
+    affects="without a limit macOS swaps, and may freeze, when a run takes too much",
+)
+def metal_memory(probe: Probe) -> Outcome:
+    """Check Metal's budget and the variable that lifts it."""
+    device = probe.usable_device()
+    if device is None or device.kind != "mps":
+        return skip("no Apple GPU is used")
+    measured = f"Metal may use {format_bytes(device.usable_bytes)}"
+    watermark = probe.environ.get("PYTORCH_MPS_HIGH_WATERMARK_RATIO")
+    if watermark is not None and watermark.strip() in ("0", "0.0"):
+        return warn(
+            f"{measured}, but PYTORCH_MPS_HIGH_WATERMARK_RATIO={watermark} lifts every limit",
+            "unset it",
+            "unset PYTORCH_MPS_HIGH_WATERMARK_RATIO",
+            measured=measured,
+        )
+    return ok(measured, measured=measured)

@@ -1,0 +1,108 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorafit.doctor.report import DoctorReport
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def doctor(tmp_path):
+    """Run `lorafit doctor` in an empty folder, as a person would."""
+
+    def run(*arguments, **environ):
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("CUDA_")}
+        return subprocess.run(
+            [sys.executable, "-m", "lorafit", "doctor", *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            cwd=tmp_path,
+            env={**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "80", **environ},
+        )
+
+    return run
+
+
+def test_json_follows_the_schema_and_a_four_bit_product_is_made_for_real(doctor):
+    result = doctor("--json", "--timeout", "120")
+    document = json.loads(result.stdout)
+    report = DoctorReport.model_validate(document)
+    assert document["schema_version"] == 1
+    assert list(document) == [
+        "schema_version", "lorafit", "generated_at", "summary", "recommended", "findings",
+    ]  # fmt: skip
+    assert list(document["findings"][0]) == [
+        "id", "group", "status", "title", "detail", "measured", "required", "fix", "docs_url",
+        "duration_ms",
+    ]  # fmt: skip
+    assert sum(document["summary"].values()) == len(report.findings) > 20
+    assert report.summary.crash == 0
+    assert result.returncode == (1 if report.summary.error else 0), result.stdout
+    assert report.recommended.device
+    (four_bit,) = [found for found in report.findings if found.id == "pkg.bitsandbytes"]
+    assert four_bit.status == "ok", four_bit
+    assert 3 < float((four_bit.measured or "").split()[0]) < 20  # percent; 4 bits give about 9
+    assert result.stderr == ""
+
+
+def test_schema_of_the_document_is_closed():
+    schema = DoctorReport.model_json_schema()
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]) >= {"schema_version", "summary", "recommended", "findings"}
+    statuses = schema["$defs"]["Finding"]["properties"]["status"]["enum"]
+    assert statuses == ["ok", "warn", "error", "skip", "crash"]
+
+
+def test_text_is_ascii_plain_and_within_80_columns_under_the_c_locale(doctor):
+    result = doctor(
+        "--check", "env", "--check", "net", "--check", "gpu",
+        LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", CUDA_LAUNCH_BLOCKING="1",
+    )  # fmt: skip
+    assert result.stdout.isascii()
+    assert "\x1b" not in result.stdout
+    assert "?" not in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "!! Environment variables" in result.stdout
+    assert "why it matters:" in result.stdout
+    assert "        unset CUDA_LAUNCH_BLOCKING" in result.stdout
+    assert re.search(r"\d ok, 1 warning, 0 errors, \d skipped \(not checked\)", result.stdout)
+
+
+def test_strict_turns_a_warning_into_exit_1(doctor):
+    assert doctor("--check", "env", CUDA_LAUNCH_BLOCKING="1").returncode == 0
+    assert doctor("--check", "env", "--strict", CUDA_LAUNCH_BLOCKING="1").returncode == 1
+
+
+def test_a_device_that_is_not_here_is_an_error_finding(doctor):
+    result = doctor("--check", "device", "--device", "mps" if sys.platform != "darwin" else "cuda")
+    assert result.returncode == 1
+    assert "✗ Device" in result.stdout
+    assert "fix:" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--check", "gpu.memry"], "did you mean gpu.memory"),
+        (["--device", "tpu"], "'tpu' is not a device"),
+        (["--timeout", "0"], "greater than or equal to 1"),
+    ],
+)
+def test_wrong_arguments_exit_2(doctor, arguments, message):
+    result = doctor(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_list_shows_every_check_without_running_one(doctor):
+    result = doctor("--list")
+    assert result.returncode == 0
+    for check_id in ("python.version", "pkg.bitsandbytes", "disk.cache", "preset.valid"):
+        assert check_id in result.stdout
