@@ -47,8 +47,14 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 def say(renderable: RenderableType = "") -> None:
-    """Print words for people to stderr; plain strings are printed without markup."""
-    _err.print(Text(renderable) if isinstance(renderable, str) else renderable)
+    """Print words for people to stderr; plain strings are printed as they are, never wrapped.
+
+    A command that is printed has to survive being copied.
+    """
+    if isinstance(renderable, str):
+        _err.print(Text(renderable), soft_wrap=True)
+    else:
+        _err.print(renderable)
 
 
 def warn(text: str) -> None:

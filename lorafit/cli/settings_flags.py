@@ -15,7 +15,7 @@ from lorafit.config.schema import Settings, setting_group
 from lorafit.errors import UsageError
 
 if TYPE_CHECKING:
-    from lorafit.config.resolve import Resolved
+    from lorafit.config.layers import Layer, Resolved
     from lorafit.hardware.info import DeviceInfo
 
 PRESET_PANEL = "Where settings come from"
@@ -31,8 +31,10 @@ class RunChoices:
     overrides: tuple[str, ...] = ()
     flags: dict[str, str | bool] = field(default_factory=dict)
 
-    def resolve(self) -> "tuple[Resolved, DeviceInfo]":
+    def resolve(self, recorded: "Layer | None" = None) -> "tuple[Resolved, DeviceInfo]":
         """Return the merged settings with their origins, and the device they are for.
+
+        `recorded` are the settings of an earlier run, just above the defaults.
 
         Raises:
             ConfigError: any value of any layer is wrong; all problems together.
@@ -41,30 +43,27 @@ class RunChoices:
         from lorafit.config.resolve import resolve_run
         from lorafit.hardware.detect import detect_device, planned_device
 
-        if self.hardware and self.hardware != "auto":
-            device = planned_device(self.hardware)
-        else:
-            device = detect_device(str(self.flags.get("device", "auto")))
-        resolved = resolve_run(
-            preset=self.preset,
-            config_file=self.config,
-            overrides=self.overrides,
-            flags=self.flags,
-            environ=os.environ,
-            device=device,
-        )
-        # A device may also be named in a file or variable, which are read only now.
-        wanted = resolved.settings.device
-        if not self.hardware and wanted != str(self.flags.get("device", "auto")):
-            device = detect_device(wanted)
-            resolved = resolve_run(
+        def resolve_for(device: "DeviceInfo") -> "Resolved":
+            return resolve_run(
                 preset=self.preset,
                 config_file=self.config,
                 overrides=self.overrides,
                 flags=self.flags,
                 environ=os.environ,
                 device=device,
+                recorded=recorded,
             )
+
+        if self.hardware and self.hardware != "auto":
+            device = planned_device(self.hardware)
+            return resolve_for(device), device
+        asked = str(self.flags.get("device", "auto"))
+        device = detect_device(asked)
+        resolved = resolve_for(device)
+        # A device may also be named in a file or variable, which are read only now.
+        if resolved.settings.device != asked:
+            device = detect_device(resolved.settings.device)
+            resolved = resolve_for(device)
         return resolved, device
 
 

@@ -33,7 +33,6 @@ def command(
     """Train a LoRA adapter.
 
     Examples:
-
       lorafit train --preset balanced --data my.jsonl --dry-run
 
       lorafit train --preset balanced --data my.jsonl --output-dir outputs/first
@@ -73,7 +72,7 @@ def command(
     console.say()
     progress = TerminalProgress(console.stderr_console(), plan.settings.logging_steps)
     result = run_training(plan, resume=resume, observers=[progress])
-    _say_summary(result, plan.settings.model, str(plan.settings.data))
+    _say_summary(result)
     if as_json:
         console.print_json(
             {
@@ -97,7 +96,7 @@ def _with_origins(failure: ConfigError, resolved: Any) -> LorafitError:
     return ConfigError(problems, exit_code=failure.exit_code)
 
 
-def _say_summary(result: Any, model: str, data: str) -> None:
+def _say_summary(result: Any) -> None:
     figures = result.results
     console.say()
     if result.was_complete:
@@ -113,5 +112,5 @@ def _say_summary(result: Any, model: str, data: str) -> None:
         )
     console.say(f"adapter: {result.adapter} (plain PEFT)")
     console.say("next:")
-    console.say(f"  lorafit evaluate --model {model} --adapter {result.adapter} --data {data}")
-    console.say(f'  lorafit generate --model {model} --adapter {result.adapter} --prompt "..."')
+    console.say(f"  lorafit evaluate --adapter {result.adapter} --data FILE")
+    console.say(f'  lorafit generate --adapter {result.adapter} --prompt "..."')

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 Batch = Mapping[str, torch.Tensor]
+
+
+class Rows(Protocol):
+    """Tokenized rows, such as a `lorafit.data.dataset.TokenizedDataset`."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, index: int) -> Mapping[str, Sequence[int]]:
+        """Return `input_ids` and `labels` of a row."""
 
 
 class LossReport(NamedTuple):
@@ -28,8 +38,8 @@ class LossReport(NamedTuple):
 @torch.no_grad()
 def evaluate_loss(
     model: "nn.Module",
-    rows: Sequence[Any],
-    collate: Callable[[list[Any]], Batch],
+    rows: Rows,
+    collate: Callable[[list[Mapping[str, Sequence[int]]]], Batch],
     batch_size: int,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,

@@ -15,6 +15,7 @@ import torch
 from lorafit.config.schema import Settings
 from lorafit.errors import ConfigError, ModelError, Problem
 from lorafit.model.lora import Targets, choose_targets, lora_config, trainable_by_module
+from lorafit.model.source import read_config
 from lorafit.text import excerpt
 
 if TYPE_CHECKING:
@@ -184,23 +185,3 @@ def summarize_model(settings: Settings, source: "ModelSource") -> ModelSummary:
     model, targets = add_adapter(base, settings)
     by_module = trainable_by_module(model)
     return ModelSummary(num_parameters, sum(by_module.values()), by_module, targets)
-
-
-def read_config(source: "ModelSource") -> "PretrainedConfig":
-    """Return the transformers configuration of a located model.
-
-    Raises:
-        ModelError: transformers does not accept it.
-    """
-    from transformers import AutoConfig
-
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            source.path, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as problem:  # config classes raise their own validation errors
-        raise ModelError(
-            f"transformers does not accept it: {excerpt(str(problem), 300)}",
-            where=str(source.path / "config.json"),
-        ) from None
-    return config

@@ -8,11 +8,14 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorafit.errors import ModelError
 from lorafit.model.weights import WeightFiles, read_weight_files
 from lorafit.text import excerpt, nearest
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
@@ -157,3 +160,23 @@ def _refuse_unsuitable(config: dict[str, Any], path: Path) -> None:
                 f"{key} is {excerpt(repr(value))}; it must be a whole number of {low} to {high:,}",
                 where=where,
             )
+
+
+def read_config(source: ModelSource) -> "PretrainedConfig":
+    """Return the transformers configuration of a located model.
+
+    Raises:
+        ModelError: transformers does not accept it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source.path, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as problem:  # config classes raise their own validation errors
+        raise ModelError(
+            f"transformers does not accept it: {excerpt(str(problem), 300)}",
+            where=str(source.path / "config.json"),
+        ) from None
+    return config

@@ -15,7 +15,7 @@ from lorafit.files import free_bytes
 from lorafit.hardware.capabilities import effective_torch_compile, verify_supported
 from lorafit.hardware.info import Choice, DeviceInfo
 from lorafit.hardware.precision import choose_compute_dtype
-from lorafit.model.source import ModelSource, locate_model
+from lorafit.model.source import ModelSource, locate_model, read_config
 from lorafit.model.tokenizer import PadToken, choose_pad_token, tokenizer_of
 from lorafit.training.checkpoint import require_disk_space
 
@@ -148,7 +148,7 @@ def plan_run(resolved: Resolved, device: DeviceInfo) -> RunPlan:
     compiled = effective_torch_compile(
         device, settings.torch_compile, resolved.is_explicit("torch_compile")
     )
-    check_max_length(settings, source.config)
+    check_max_length(settings, read_config(source))
     tokenizer = tokenizer_of(source)
     data = load_training_data(settings, tokenizer)
     schedule = plan_schedule(len(data.train), batch, settings)

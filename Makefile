@@ -1,0 +1,32 @@
+# Everything a fresh machine needs: `make demo` and `make test` set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo setup test lint type clean
+
+demo: $(READY)  ## See it work: tiny model, bundled data, CPU, offline
+	$(BIN)/lorafit demo --output-dir outputs/demo
+
+setup: $(READY)
+
+# constraints.txt keeps torch at the tested version; reinstalled only when it or pyproject changes.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+test: $(READY)  ## The default tests: CPU, offline, deterministic
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY)
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

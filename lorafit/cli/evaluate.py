@@ -1,0 +1,140 @@
+"""`lorafit evaluate`: loss and perplexity; accuracy and macro-F1 where rows have labels."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import Progress
+
+from lorafit.cli import console
+from lorafit.cli.inference import resolve_inference
+from lorafit.cli.settings_flags import RunChoices, with_settings
+from lorafit.cli.tables import plain_table
+from lorafit.errors import UsageError
+from lorafit.text import excerpt
+
+if TYPE_CHECKING:
+    from lorafit.evaluation.classification import ClassificationReport
+    from lorafit.evaluation.evaluate import Evaluation
+
+SCHEMA_VERSION = 1
+
+
+@with_settings
+def command(
+    choices: RunChoices,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Adapter folder; without it the base model is measured.", metavar="DIR"),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Tokens an answer may take.", min=1, max=4096)
+    ] = 128,
+    answers: Annotated[
+        Path | None, typer.Option(help="Write every answer to this JSONL file.", metavar="FILE")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure a base model or an adapter on a data set.
+
+    Rows with a label are answered by the model, and the last label in each answer counts.
+    Model and templates come from the run that made the adapter.
+
+    Example: lorafit evaluate --adapter outputs/run/adapter --data test.jsonl
+    """
+    resolved, device, folder = resolve_inference(choices, adapter)
+    settings = resolved.settings
+    if settings.data is None:
+        raise UsageError("no data was given", hint="add --data FILE")
+    from lorafit.data.load import load_source
+    from lorafit.evaluation.evaluate import evaluate_dataset
+    from lorafit.evaluation.loading import load_for_inference
+    from lorafit.model.source import locate_model
+    from lorafit.model.tokenizer import tokenizer_of
+
+    # Data is read first: it is wrong more often than the model, and found out in a second.
+    tokenizer = tokenizer_of(locate_model(settings.model, settings.revision, need_weights=False))
+    source = load_source(settings.data, settings, tokenizer)
+    labelled = all(record.label is not None for record in source.dataset.records)
+    loaded = load_for_inference(settings, device, folder)
+    with Progress(console=console.stderr_console(), transient=True) as bar:
+        task = bar.add_task("evaluating")
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        outcome = evaluate_dataset(
+            loaded,
+            source.dataset,
+            settings=settings,
+            labelled=labelled,
+            batch_size=settings.per_device_eval_batch_size or settings.per_device_train_batch_size,
+            max_new_tokens=max_new_tokens,
+            progress=show,
+        )
+    if answers is not None:
+        _write_answers(answers, outcome)
+    if as_json:
+        console.print_json(_document(outcome, settings.model, folder, settings.data))
+        return
+    loss = outcome.loss
+    console.out(
+        f"loss {loss.loss:.4f}  perplexity {loss.perplexity:.4g}  "
+        f"({loss.num_targets:,} tokens of {loss.num_rows:,} rows)"
+    )
+    if outcome.classification is not None:
+        _show_classification(outcome.classification)
+    else:
+        console.say("rows have no label, so there is no accuracy (see --label-field)")
+
+
+def _show_classification(report: "ClassificationReport") -> None:
+    console.out(
+        f"accuracy {report.accuracy:.1%}  macro-F1 {report.macro_f1:.3f}  "
+        f"answers with a label {report.answered:.1%}"
+    )
+    columns = sorted({guess for row in report.confusion.values() for guess in row})
+    rows = [
+        (label, f"{report.f1_by_label[label]:.3f}", *(str(row.get(c, 0)) for c in columns))
+        for label, row in ((label, report.confusion[label]) for label in report.labels)
+    ]
+    header = ("true label", "F1", *(f"said {excerpt(c, 20)}" for c in columns))
+    console.out(plain_table(None, header, rows))
+
+
+def _document(
+    outcome: "Evaluation", model: str, adapter: Path | None, data: str
+) -> dict[str, object]:
+    loss, report = outcome.loss, outcome.classification
+    document: dict[str, object] = {
+        "schema_version": SCHEMA_VERSION,
+        "model": model,
+        "adapter": str(adapter) if adapter else None,
+        "data": data,
+        "rows": loss.num_rows,
+        "tokens": loss.num_targets,
+        "loss": loss.loss,
+        "perplexity": loss.perplexity if loss.perplexity != float("inf") else None,
+    }
+    if report is not None:
+        document |= {
+            "accuracy": report.accuracy,
+            "macro_f1": report.macro_f1,
+            "answered": report.answered,
+            "f1_by_label": report.f1_by_label,
+            "confusion": report.confusion,
+        }
+    return document
+
+
+def _write_answers(path: Path, outcome: "Evaluation") -> None:
+    import json
+
+    from lorafit.errors import StorageError
+
+    try:
+        with path.open("w", encoding="utf-8") as stream:
+            for answer in outcome.answers:
+                stream.write(json.dumps(vars(answer), ensure_ascii=False) + "\n")
+    except OSError as problem:
+        raise StorageError(f"cannot be written: {problem.strerror}", where=str(path)) from None
