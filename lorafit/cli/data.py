@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from lorafit.cli import console
@@ -40,8 +39,8 @@ def inspect(
         int | None,
         typer.Option(
             metavar="ROW",
-            help="Show the tokens of a row, counted from 1; learnt ones "
-            "are coloured, or in [brackets] without colour.",
+            help="Show the tokens of a kept row, counted from 1; learnt ones "
+            "are coloured, or in brackets without colour.",
         ),
     ] = None,
     prompt_template: Annotated[
@@ -84,8 +83,9 @@ def inspect(
         _print_json(found, tokens)
         return
     _print_inspection(found)
-    if tokens is not None:
-        console.out(Text.assemble(f"\nrow {show_mask}, learnt tokens marked:\n", _mask(tokens)))
+    if show_mask is not None and tokens is not None and found.dataset is not None:
+        source = found.dataset.records[show_mask - 1].source
+        console.out(Text.assemble(f"\n{source}, learnt tokens marked:\n", _mask(tokens)))
 
 
 def _settings(chosen: dict[str, Any]) -> Settings:
@@ -144,20 +144,22 @@ def _print_inspection(found: "Inspection") -> None:
         console.warn(warning)
 
 
-def _histogram(found: "Inspection") -> Table:
-    block = "█" if console.stdout_console().encoding.startswith("utf") else "#"
+def _histogram(found: "Inspection") -> Text:
+    """Return one line a bin: range, rows and a bar; rows beyond max_length are red."""
+    terminal = console.stdout_console()
+    block = "█" if terminal.encoding.startswith("utf") else "#"
+    ranges = [f"{bin_.low}-{bin_.high - 1}" for bin_ in found.bins]
     fullest = max(bin_.count for bin_ in found.bins)
-    table = Table.grid(padding=(0, 1))
-    table.add_column(justify="right")
-    table.add_column(justify="right")
-    table.add_column(no_wrap=True, overflow="crop")
-    for bin_ in found.bins:
+    range_width, count_width = max(map(len, ranges)), len(str(fullest))
+    bar_width = max(1, min(_BAR_CELLS, terminal.width - range_width - count_width - 2))
+    lines = []
+    for name, bin_ in zip(ranges, found.bins, strict=True):
         # A bin that is not empty always shows, however small its share.
-        cells = max(round(bin_.count / fullest * _BAR_CELLS), 1) if bin_.count else 0
+        cells = max(round(bin_.count / fullest * bar_width), 1) if bin_.count else 0
         is_cut = found.unit == "tokens" and bin_.low > found.max_length
-        style = "red" if is_cut else "cyan"
-        table.add_row(f"{bin_.low}-{bin_.high - 1}", str(bin_.count), Text(block * cells, style))
-    return table
+        bar = (block * cells, "red" if is_cut else "cyan")
+        lines.append(Text.assemble(f"{name:>{range_width}} {bin_.count:>{count_width}} ", bar))
+    return Text("\n").join(lines)
 
 
 def _mask(tokens: list[tuple[str, bool]]) -> Text:

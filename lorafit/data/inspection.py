@@ -1,0 +1,139 @@
+"""What `lorafit data inspect` finds out: rows, lengths, labels, and which tokens are learnt."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lorafit.config.schema import Settings
+from lorafit.data.dataset import IGNORED_LABEL, TokenizedDataset
+from lorafit.data.load import read_with_fingerprint
+from lorafit.data.records import Record, RecordSet
+from lorafit.data.report import describe_source, source_lines, source_warnings
+from lorafit.data.sources import resolve_source
+from lorafit.data.statistics import (
+    HistogramBin,
+    LabelBalance,
+    LengthSummary,
+    histogram,
+    label_balance,
+    smallest_max_length,
+    summarize_lengths,
+)
+from lorafit.data.tokenize import tokenize_records
+from lorafit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The findings about one file or hub data set."""
+
+    records: RecordSet
+    sha256: str
+    unit: str
+    """What lengths are counted in: `tokens`, or `characters` where there is no tokenizer."""
+    lengths: LengthSummary
+    bins: list[HistogramBin]
+    num_duplicates: int
+    labels: LabelBalance | None
+    max_length: int
+    dataset: TokenizedDataset | None
+    suggested_max_length: int | None
+    lines: list[str]
+    warnings: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the findings as JSON types; what needs a tokenizer is null without one."""
+        counts = self.dataset.counts if self.dataset else None
+        return {
+            "schema_version": 1,
+            "source": self.records.name,
+            "sha256": self.sha256,
+            "kind": self.records.kind,
+            "rows_read": self.records.num_rows_read,
+            "empty": self.records.num_empty,
+            "duplicates": self.num_duplicates,
+            "ignored_fields": list(self.records.ignored_fields),
+            "unit": self.unit,
+            "lengths": asdict(self.lengths),
+            "histogram": [asdict(bin_) for bin_ in self.bins],
+            "max_length": self.max_length,
+            "suggested_max_length": self.suggested_max_length,
+            "counts": asdict(counts) if counts else None,
+            "labels": asdict(self.labels) if self.labels else None,
+            "warnings": self.warnings,
+        }
+
+
+def inspect_data(data: str, settings: Settings, tokenizer: Any | None) -> Inspection:
+    """Return what is in `data`; without a tokenizer, lengths are counted in characters.
+
+    Nothing is refused for being too long here: the point is to see it.
+
+    Raises:
+        UsageError, DataError, ConfigError: the data cannot be read or is wrong.
+    """
+    records, sha256 = read_with_fingerprint(resolve_source(data, settings.data_split), settings)
+    if tokenizer is None:
+        return _inspect_characters(records, sha256, settings)
+    dataset = tokenize_records(records.records, tokenizer, settings)
+    report = describe_source(records, dataset, sha256)
+    return Inspection(
+        records=records,
+        sha256=sha256,
+        unit="tokens",
+        lengths=report.lengths,
+        bins=histogram(dataset.full_lengths),
+        num_duplicates=dataset.counts.duplicates,
+        labels=report.labels,
+        max_length=settings.max_length,
+        dataset=dataset,
+        suggested_max_length=smallest_max_length(dataset.full_lengths),
+        lines=source_lines(report, settings.max_length),
+        warnings=source_warnings(report, settings.max_length),
+    )
+
+
+def _inspect_characters(records: RecordSet, sha256: str, settings: Settings) -> Inspection:
+    lengths = [_num_characters(record) for record in records.records]
+    texts = {(record.prompt, record.completion, record.messages) for record in records.records}
+    summary = summarize_lengths(lengths)
+    num_duplicates = len(records.records) - len(texts)
+    return Inspection(
+        records=records,
+        sha256=sha256,
+        unit="characters",
+        lengths=summary,
+        bins=histogram(lengths),
+        num_duplicates=num_duplicates,
+        labels=label_balance([record.label for record in records.records]),
+        max_length=settings.max_length,
+        dataset=None,
+        suggested_max_length=None,
+        lines=[
+            f"{records.name}: {records.num_rows_read} {records.kind} rows; {records.num_empty} "
+            f"blank, {num_duplicates} repeated",
+            f"characters a row: p50 {summary.p50}, p90 {summary.p90}, p99 {summary.p99}, "
+            f"max {summary.max}",
+        ],
+        warnings=[],
+    )
+
+
+def _num_characters(record: Record) -> int:
+    if record.messages is not None:
+        return sum(len(message.content) for message in record.messages)
+    return len(record.prompt or "") + len(record.completion)
+
+
+def masked_tokens(dataset: TokenizedDataset, number: int, tokenizer: Any) -> list[tuple[str, bool]]:
+    """Return the tokens of kept row `number`, from 1, each with whether it is learnt.
+
+    Raises:
+        UsageError: there is no such row.
+    """
+    if not 1 <= number <= len(dataset):
+        raise UsageError(
+            f"there is no row {number}: {len(dataset)} rows are kept", hint="--show-mask 1"
+        )
+    row = dataset[number - 1]
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    return [(tokenizer.decode([token]), label != IGNORED_LABEL) for token, label in pairs]

@@ -1,0 +1,268 @@
+"""Records: what one row of training data says, whatever form it came in.
+
+Kinds, told apart by their fields:
+
+* `messages`: `messages`, a list of `{role, content}`
+* `prompt-completion`: `prompt` and `completion`
+* `instruction`: `instruction` and `output`, perhaps `input`
+* `text`: `text`
+* `template`: any row, when `prompt_template` and `completion_template` are set
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from lorafit.config.schema import Settings
+from lorafit.data.problems import Problems
+from lorafit.data.reading import Row, iterate_rows, type_name
+from lorafit.data.sources import FileSource, HubSource
+from lorafit.data.templates import (
+    RowError,
+    RowTemplates,
+    check_text,
+    load_templates,
+    render_instruction,
+)
+from lorafit.errors import DataError
+from lorafit.text import excerpt
+
+RecordKind = Literal["text", "prompt-completion", "instruction", "messages", "template"]
+
+ROLES = ("system", "user", "assistant")
+
+# In the order in which they are looked for; every field must be there.
+_REQUIRED_FIELDS: tuple[tuple[RecordKind, tuple[str, ...]], ...] = (
+    ("messages", ("messages",)),
+    ("prompt-completion", ("prompt", "completion")),
+    ("instruction", ("instruction", "output")),
+    ("text", ("text",)),
+)
+KINDS_HINT = (
+    "a row holds text, or prompt and completion, or instruction and output, or messages; "
+    "for other fields set --prompt-template and --completion-template"
+)
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One training example before tokenizing.
+
+    `prompt` is None for plain text, and for `messages`, where `completion` is the last answer.
+    """
+
+    prompt: str | None
+    completion: str
+    messages: tuple[Message, ...] | None
+    label: str | None
+    source: str
+    """Where it came from, such as `train.jsonl:12`."""
+
+
+@dataclass(frozen=True)
+class RecordSet:
+    """The records of one file: all of one kind."""
+
+    name: str
+    kind: RecordKind
+    records: list[Record]
+    num_rows_read: int
+    num_empty: int
+    """Rows left out because their prompt or completion is blank."""
+    ignored_fields: tuple[str, ...]
+    """Fields that no record uses."""
+
+
+def read_records(source: FileSource | HubSource, settings: Settings) -> RecordSet:
+    """Return the records of a file or hub data set.
+
+    Raises:
+        DataError: the data cannot be read, holds no rows, mixes kinds, or has rows that are
+            wrong; the first five of these are shown and all counted.
+        ConfigError: a template is malformed.
+    """
+    problems = Problems(source.name)
+    return collect_records(iterate_rows(source, problems), source.name, settings, problems)
+
+
+def collect_records(
+    rows: Iterable[Row], name: str, settings: Settings, problems: Problems
+) -> RecordSet:
+    """Return the records made from `rows`; see `read_records`."""
+    templates = load_templates(settings)
+    records: list[Record] = []
+    tally = _KindTally()
+    used: set[str] = set()
+    seen: set[str] = set()
+    num_rows = num_empty = 0
+    for row in rows:
+        num_rows += 1
+        kind: RecordKind | None = "template" if templates else kind_of(row.fields)
+        seen.update(row.fields)
+        if kind is None:
+            shown = excerpt(", ".join(map(str, row.fields)), 60) or "(none)"
+            problems.add(row.where, f"not a known kind of row; its fields: {shown}", KINDS_HINT)
+            continue
+        tally.add(kind, row.where)
+        if kind != tally.kind:
+            continue
+        try:
+            record = _build(kind, row, templates, settings.label_field)
+        except RowError as problem:
+            problems.add(row.where, str(problem))
+            continue
+        used |= _fields_used(kind, templates, settings.label_field)
+        if record is None:
+            num_empty += 1
+        else:
+            records.append(record)
+    tally.raise_if_mixed(name)
+    problems.raise_if_any()
+    if tally.kind is None or not records:
+        raise _no_rows(name, num_rows)
+    ignored = tuple(sorted(excerpt(str(field), 40) for field in seen - used))
+    return RecordSet(name, tally.kind, records, num_rows, num_empty, ignored)
+
+
+def kind_of(fields: Mapping[str, Any]) -> RecordKind | None:
+    """Return the kind of a row by the fields it has, or None."""
+    for kind, required in _REQUIRED_FIELDS:
+        if all(name in fields for name in required):
+            return kind
+    return None
+
+
+@dataclass
+class _KindTally:
+    """Rows by kind, and where each kind was first seen."""
+
+    counts: Counter[RecordKind] = field(default_factory=Counter)
+    first: dict[RecordKind, str] = field(default_factory=dict)
+    kind: RecordKind | None = None
+
+    def add(self, kind: RecordKind, where: str) -> None:
+        self.kind = self.kind or kind
+        self.counts[kind] += 1
+        self.first.setdefault(kind, where)
+
+    def raise_if_mixed(self, name: str) -> None:
+        if len(self.counts) < 2:
+            return
+        counted = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
+        offending = next(where for kind, where in self.first.items() if kind != self.kind)
+        raise DataError(
+            f"{name} mixes kinds of rows ({counted}), and a run trains on one; the first row that "
+            f"is not {self.kind} is {offending}",
+            where=offending,
+            hint="give each kind its own file, or bring all rows to one kind",
+        )
+
+
+def _no_rows(name: str, num_rows: int) -> DataError:
+    if num_rows:
+        message = f"all {num_rows} rows are blank, so there is nothing to learn"
+    else:
+        message = "holds no rows"
+    return DataError(message, where=name, hint=KINDS_HINT)
+
+
+def _fields_used(
+    kind: RecordKind, templates: RowTemplates | None, label_field: str | None
+) -> frozenset[str]:
+    label = frozenset({label_field or "label"})
+    if templates:
+        return templates.prompt.fields | templates.completion.fields | label
+    optional = frozenset({"input"} if kind == "instruction" else ())
+    return frozenset(dict(_REQUIRED_FIELDS)[kind]) | optional | label
+
+
+def _build(
+    kind: RecordKind, row: Row, templates: RowTemplates | None, label_field: str | None
+) -> Record | None:
+    """Return the record of a row, or None if there is nothing in it to learn."""
+    fields = row.fields
+    messages: tuple[Message, ...] | None = None
+    prompt: str | None = None
+    if kind == "messages":
+        messages = _messages(fields["messages"])
+        completion = messages[-1].content
+    elif kind == "text":
+        completion = _text(fields, "text")
+    elif kind == "prompt-completion":
+        prompt, completion = _text(fields, "prompt"), _text(fields, "completion")
+    elif kind == "instruction":
+        instruction, completion = _text(fields, "instruction"), _text(fields, "output")
+        # A table without an input for this row has null, or nothing, there.
+        extra = "" if fields.get("input") is None else _text(fields, "input")
+        prompt = render_instruction(instruction, extra) if instruction.strip() else ""
+    else:
+        assert templates is not None
+        prompt, completion = templates.prompt.render(fields), templates.completion.render(fields)
+    label = _label(fields, label_field)
+    if not completion.strip() or (prompt is not None and not prompt.strip()):
+        return None
+    return Record(prompt, completion, messages, label, row.where)
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields[name]
+    if not isinstance(value, str):
+        raise RowError(f"{name!r} must be text, not {type_name(value)}")
+    return check_text(value, name)
+
+
+def _label(fields: Mapping[str, Any], label_field: str | None) -> str | None:
+    name = label_field or "label"
+    value = fields.get(name)
+    if value is None and label_field:
+        state = "null" if name in fields else "missing"
+        raise RowError(f"the label field {name!r} is {state}")
+    if value is None:
+        return None
+    if not isinstance(value, (str, int, float)):
+        if label_field:
+            raise RowError(f"the label {name!r} must be text or a number")
+        return None
+    return check_text(str(value), name)
+
+
+def _messages(value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        what = "an empty list" if value == [] else type_name(value)
+        raise RowError(f"'messages' must be a list of {{role, content}}, not {what}")
+    messages = tuple(_message(item, number) for number, item in enumerate(value, start=1))
+    expected = "user"
+    for number, message in enumerate(messages, start=1):
+        if message.role == "system" and number == 1:
+            continue
+        if message.role != expected:
+            raise RowError(
+                f"message {number} is of the {message.role}, and one of the {expected} is due: "
+                "after an optional system message, user and assistant take turns"
+            )
+        expected = "assistant" if expected == "user" else "user"
+    if messages[-1].role != "assistant":
+        raise RowError(
+            f"the last message is of the {messages[-1].role}: there is no answer to learn"
+        )
+    return messages
+
+
+def _message(item: Any, number: int) -> Message:
+    if not isinstance(item, dict) or "role" not in item or "content" not in item:
+        raise RowError(f"message {number} must be an object with role and content")
+    role = item["role"]
+    if role not in ROLES:
+        shown = excerpt(repr(role), 40)
+        raise RowError(f"message {number} has the role {shown}; roles are {', '.join(ROLES)}")
+    if not isinstance(item["content"], str):
+        raise RowError(f"message {number}: content must be text, not {type_name(item['content'])}")
+    return Message(role, check_text(item["content"], f"message {number}"))
