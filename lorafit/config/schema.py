@@ -171,7 +171,9 @@ class Settings(BaseModel):
         None, "field with a row's label, for accuracy and macro-F1; none: `label` if there", "Data"
     )
     chat_template: Text | None = setting(
-        None, "chat template for messages: a .jinja file; none: the tokenizer's own", "Data"
+        None,
+        "chat template for messages: chatml, or a .jinja file; none: the tokenizer's own",
+        "Data",
     )
     max_length: Int = setting(
         1024,

@@ -1,0 +1,59 @@
+"""From the name that a person wrote to the one name of the schema."""
+
+from lorafit.config.aliases import ALIASES, SECTIONS
+from lorafit.config.schema import Settings
+from lorafit.text import excerpt, nearest
+
+SECRET_NAMES = frozenset(
+    {
+        "hub_token",
+        "hf_token",
+        "token",
+        "auth_token",
+        "access_token",
+        "use_auth_token",
+        "api_key",
+        "wandb_api_key",
+        "password",
+        "secret",
+    }
+)
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the setting that `name` means: itself, an alias, or `section.name`; None: unknown."""
+    if name in Settings.model_fields:
+        return name
+    if name in ALIASES:
+        return ALIASES[name]
+    section, dot, rest = name.partition(".")
+    if dot and section in SECTIONS and "." not in rest:
+        return canonical_name(rest)
+    return None
+
+
+def unknown_name(name: str) -> tuple[str, str]:
+    """Return the message and the hint for a name that means no setting."""
+    last = name.rsplit(".", 1)[-1]
+    if last == "trust_remote_code":
+        return (
+            "lorafit never runs code that comes with a model, so there is nothing to turn on",
+            "use a model of an architecture that transformers has itself",
+        )
+    if last.lower() in SECRET_NAMES:
+        return (
+            "a secret must not stand in settings: they are recorded with every run",
+            "log in with `hf auth login`, or set HF_TOKEN in the environment",
+        )
+    section, dot, rest = name.partition(".")
+    if dot and section not in SECTIONS:
+        guess = nearest(section, SECTIONS)
+        known = f"did you mean {guess}?" if guess else f"sections: {', '.join(sorted(SECTIONS))}"
+        return f"there is no section {excerpt(section, 40)!r}", known
+    if "." in rest:
+        return "sections do not nest", "write section.setting, or the setting alone"
+    if name in SECTIONS and name not in Settings.model_fields:
+        return "this is a section: it holds settings, not a value", f"write `{name}:` over them"
+    guess = nearest(last, [*Settings.model_fields, *(a for a in ALIASES if "." not in a)])
+    see = "`lorafit config show` lists all settings"
+    return "there is no such setting", f"did you mean {guess}?" if guess else see

@@ -1,0 +1,80 @@
+import pytest
+
+from lorafit.config.batch import resolve_batch
+from lorafit.config.layers import Given, Layer, Resolved, flags_layer, resolve_layers
+from lorafit.errors import ConfigError, ExitCode
+
+MICRO, ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
+EFFECTIVE = "effective_batch_size"
+
+
+def resolved(preset: dict[str, int], **flags: str) -> Resolved:
+    values = {name: Given(value, "p.yaml:1") for name, value in preset.items()}
+    return resolve_layers([Layer("preset p", "preset", values), flags_layer(flags)])
+
+
+@pytest.mark.parametrize(
+    ("preset", "flags", "devices", "expected"),
+    [
+        # The product, where no effective batch is set.
+        ({}, {}, 1, (8, 8, 64)),
+        ({MICRO: 4, ACCUMULATION: 8}, {}, 2, (4, 8, 64)),
+        # Accumulation follows from an effective batch.
+        ({}, {EFFECTIVE: "32"}, 1, (8, 4, 32)),
+        ({}, {EFFECTIVE: "32"}, 4, (8, 1, 32)),
+        ({MICRO: 2, ACCUMULATION: 5, EFFECTIVE: 32}, {}, 1, (2, 16, 32)),
+        ({EFFECTIVE: 32}, {MICRO: "4"}, 2, (4, 4, 32)),
+        # A micro-batch that nobody asked for gives way.
+        ({MICRO: 3}, {EFFECTIVE: "32"}, 1, (2, 16, 32)),
+        ({MICRO: 8}, {EFFECTIVE: "4"}, 2, (2, 1, 4)),
+        ({MICRO: 8}, {EFFECTIVE: "7"}, 1, (7, 1, 7)),
+        # An accumulation that was asked for beats a preset's effective batch.
+        ({MICRO: 4, EFFECTIVE: 32}, {ACCUMULATION: "2"}, 1, (4, 2, 8)),
+        # So does a micro-batch that does not divide it.
+        ({EFFECTIVE: 32}, {MICRO: "3"}, 1, (3, 11, 33)),
+        ({EFFECTIVE: 16}, {}, 3, (8, 1, 24)),
+        ({EFFECTIVE: 2}, {MICRO: "8"}, 1, (8, 1, 8)),
+        # All three, in agreement.
+        ({}, {MICRO: "4", ACCUMULATION: "4", EFFECTIVE: "32"}, 2, (4, 4, 32)),
+    ],
+)
+def test_micro_batch_times_accumulation_times_devices(preset, flags, devices, expected):
+    plan = resolve_batch(resolved(preset, **flags), devices)
+    micro, accumulation, effective = expected
+    assert plan.per_device_train_batch_size == micro
+    assert plan.gradient_accumulation_steps == accumulation
+    assert plan.effective_batch_size == effective == micro * accumulation * devices
+    assert plan.num_devices == devices
+    assert plan.reason
+
+
+def test_a_lowered_micro_batch_says_so():
+    plan = resolve_batch(resolved({MICRO: 3}, effective_batch_size="32"), 1)
+    assert "micro-batch 3 was lowered, as 32 is no multiple of it" in plan.reason
+
+
+def test_a_contradiction_shows_the_arithmetic():
+    flags = {MICRO: "4", ACCUMULATION: "4", EFFECTIVE: "64"}
+    with pytest.raises(ConfigError) as caught:
+        resolve_batch(resolved({}, **flags), 2)
+    text = "4 rows x 4 accumulation x 2 devices = 32, but effective_batch_size asks for 64"
+    assert text in str(caught.value)
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("micro", "effective", "devices", "nearest"),
+    [("3", "8", 1, "6 or 9"), ("4", "30", 2, "24 or 32"), ("8", "4", 1, "8")],
+)
+def test_an_impossible_effective_batch_names_those_that_work(micro, effective, devices, nearest):
+    flags = {MICRO: micro, EFFECTIVE: effective}
+    with pytest.raises(ConfigError) as caught:
+        resolve_batch(resolved({}, **flags), devices)
+    hint = f"the nearest values that work: effective_batch_size {nearest}"
+    assert caught.value.hint == hint
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_too_few_rows_for_the_devices_is_refused():
+    with pytest.raises(ConfigError, match="9 is not a multiple of 16"):
+        resolve_batch(resolved({}, effective_batch_size="9"), 2)
