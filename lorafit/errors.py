@@ -94,7 +94,11 @@ class ConfigError(InputError):
         exit_code: ExitCode = ExitCode.BAD_INPUT,
     ) -> None:
         self.problems = tuple(problems)
-        hints = [problem.hint for problem in problems if problem.hint]
+        hints = [
+            problem.hint if len(problems) == 1 else f"{problem.where}: {problem.hint}"
+            for problem in problems
+            if problem.hint
+        ]
         super().__init__("\n".join(str(p) for p in problems), hint=hint or "\n".join(hints) or None)
         self.exit_code = exit_code
 

@@ -83,6 +83,7 @@ def normalize_arguments(arguments: Sequence[str]) -> list[str]:
     Raises:
         UsageError: an option is given twice; which of the two was meant cannot be known.
     """
+    from lorafit.config.aliases import ALIASES
     from lorafit.errors import UsageError
 
     seen: set[str] = set()
@@ -95,12 +96,14 @@ def normalize_arguments(arguments: Sequence[str]) -> list[str]:
             continue
         name, equals, value = argument.partition("=")
         name = name.replace("_", "-")
-        if name in seen and name not in REPEATABLE:
+        setting = name[2:].removeprefix("no-").replace("-", "_")
+        setting = ALIASES.get(setting, setting)
+        if setting in seen and name not in REPEATABLE:
             raise UsageError(
-                f"{name} is given twice, and which value was meant cannot be known",
-                hint=f"keep one {name}",
+                f"{setting} is given twice, and which value was meant cannot be known",
+                hint=f"keep one of the two, such as this {name}",
             )
-        seen.add(name)
+        seen.add(setting)
         normalized.append(name + equals + value)
     return normalized
 

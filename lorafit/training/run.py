@@ -150,6 +150,7 @@ def _train(
         run_dir=Path(settings.output_dir),
         micro_batch=plan.batch.per_device_train_batch_size,
         accumulation=plan.batch.gradient_accumulation_steps,
+        warmup_steps=plan.schedule.warmup_steps,
         dtype=getattr(torch, plan.dtype.value),
         device_kind=device.type,
         compile_model=plan.torch_compile.value,

@@ -273,6 +273,7 @@ def training_arguments(
     run_dir: Path,
     micro_batch: int,
     accumulation: int,
+    warmup_steps: int,
     dtype: torch.dtype,
     device_kind: str,
     compile_model: bool,
@@ -287,10 +288,7 @@ def training_arguments(
         max_steps=settings.max_steps or -1,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
-        # transformers 5 has one argument for both: below 1 it is a share of all steps.
-        warmup_steps=(
-            settings.warmup_ratio if settings.warmup_steps is None else settings.warmup_steps
-        ),
+        warmup_steps=warmup_steps,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         # Base weights are already in the compute dtype and adapters are fp32 masters, so that
