@@ -1,9 +1,11 @@
 """Writing files so that a reader never sees half of one."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,21 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         os.fsync(stream.fileno())
     os.replace(staging, path)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def plain_os_errors() -> Iterator[None]:
+    """Turn safetensors' own exception for a failed write into the OSError that it was."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as problem:
+        found = re.search(r"\(os error (\d+)\)", str(problem))
+        if found is None:
+            raise
+        number = int(found.group(1))
+        raise OSError(number, os.strerror(number)) from problem
 
 
 def sync_file(path: Path) -> None:
@@ -43,7 +60,8 @@ def sha256_of(path: Path) -> str:
 def free_bytes(path: Path) -> int:
     """Return the bytes free for this user on the file system that `path` lies or will lie on."""
     existing = path.absolute()
-    while not existing.exists():
+    # os.path: a name that no file system takes does not exist, where Path.exists would raise.
+    while not os.path.exists(existing):
         existing = existing.parent
     status = os.statvfs(existing)
     return status.f_bavail * status.f_frsize

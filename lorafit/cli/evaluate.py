@@ -47,12 +47,15 @@ def command(
     if settings.data is None:
         raise UsageError("no data was given", hint="add --data FILE")
     from lorafit.data.load import load_source
+    from lorafit.data.sources import resolve_source
     from lorafit.evaluation.evaluate import evaluate_dataset
     from lorafit.evaluation.loading import load_for_inference
     from lorafit.model.source import locate_model
     from lorafit.model.tokenizer import tokenizer_of
 
-    # Data is read first: it is wrong more often than the model, and found out in a second.
+    # Data is read first: it is wrong more often than the model, and found out in a second. That
+    # it is there at all is asked before the model, which may have to be downloaded.
+    resolve_source(settings.data, settings.data_split)
     tokenizer = tokenizer_of(locate_model(settings.model, settings.revision, need_weights=False))
     source = load_source(settings.data, settings, tokenizer)
     labelled = all(record.label is not None for record in source.dataset.records)

@@ -1,5 +1,6 @@
 """The command line: finds the command, imports only what it needs, maps errors to exit codes."""
 
+import errno
 import importlib
 import os
 import sys
@@ -23,6 +24,9 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("demo", "demo", "See it work: train a tiny model here, now, offline.", "Start"),
     Command("doctor", "doctor", "Check this machine, and say how to fix what is wrong.", "Start"),
+    Command(
+        "estimate-memory", "estimate_memory", "Say what a run takes, before it starts.", "Work"
+    ),
     Command("train", "train", "Train a LoRA adapter from a preset.", "Work"),
     Command("evaluate", "evaluate", "Measure a model or adapter on labelled data.", "Work"),
     Command("generate", "generate", "Write text with a model or adapter.", "Work"),
@@ -30,6 +34,8 @@ COMMANDS = (
     Command("presets", "presets", "List, show and compare presets.", "Look"),
     Command("config", "config", "Show where every setting comes from; validate a file.", "Look"),
 )
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 # Options that mean something when given more than once.
 REPEATABLE = frozenset({"--check", "--prompt"})
@@ -54,12 +60,18 @@ def build_app(invoked: str | None = None) -> typer.Typer:
     return app
 
 
-def _global_options(
-    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),
-) -> None:
-    if version:
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
         typer.echo(f"lorafit {__version__}")
         raise typer.Exit
+
+
+def _global_options(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", is_eager=True, callback=_show_version
+    ),
+) -> None:
+    """Options before the command; `--version` is done by its callback."""
 
 
 def _register(app: typer.Typer, entry: Command) -> None:
@@ -114,14 +126,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     completing = "_LORAFIT_COMPLETE" in os.environ
     invoked = next((word for word in argv if not word.startswith("-")), "")
     if not argv or completing or not invoked:
-        build_app(None if completing else "")(argv)
+        build_app(None if completing else "")(argv, prog_name="lorafit")
         return
     sys.exit(_run(argv, invoked))
 
 
 def _run(argv: list[str], invoked: str) -> int:
     from lorafit.cli import console
-    from lorafit.errors import ExitCode, LorafitError
+    from lorafit.errors import ExitCode, LorafitError, StorageError
 
     console.prepare_streams()
     try:
@@ -131,11 +143,17 @@ def _run(argv: list[str], invoked: str) -> int:
         return int(failure.exit_code)
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output left (`| head`): say nothing, and keep Python's own
-        # flush at exit from failing on the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except SystemExit as ended:
+        # The reader of our output left (`| head`): rich and click end with 1, shells expect 141.
+        if isinstance(ended.__context__, BrokenPipeError):
+            return 141
+        raise
+    except OSError as problem:
+        if problem.errno not in _FULL:
+            return _report_bug(problem)
+        where = str(problem.filename or "the output")
+        console.error(StorageError(f"cannot be written: {problem.strerror}", where=where))
+        return int(ExitCode.STORAGE)
     except Exception as bug:
         return _report_bug(bug)
     return int(ExitCode.OK)

@@ -136,6 +136,8 @@ def _speed(plan: RunPlan) -> list[Line]:
     return [
         _fact(f"{text}, {settings.optim}, seed {settings.seed}"),
         _why(plan.torch_compile.reason),
+        _fact(f"kernels {settings.kernels}"),
+        _why(plan.model.chunked_loss.reason),
     ]
 
 

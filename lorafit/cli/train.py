@@ -1,5 +1,6 @@
 """`lorafit train`: plan, show the plan, train, say what to do next."""
 
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -7,6 +8,7 @@ import typer
 from lorafit.cli import console
 from lorafit.cli.settings_flags import RunChoices, with_settings
 from lorafit.errors import ConfigError, LorafitError, Problem, UsageError
+from lorafit.text import escape_control
 from lorafit.units import format_bytes
 
 SCHEMA_VERSION = 1
@@ -110,7 +112,8 @@ def _say_summary(result: Any) -> None:
             f"{figures['tokens']:,} tokens at {figures['tokens_per_second']:,.0f} a second, "
             f"peak memory {format_bytes(figures['peak_memory_bytes'])}"
         )
-    console.say(f"adapter: {result.adapter} (plain PEFT)")
+    adapter = escape_control(shlex.quote(str(result.adapter)))
+    console.say(f"adapter: {adapter} (plain PEFT)")
     console.say("next:")
-    console.say(f"  lorafit evaluate --adapter {result.adapter} --data FILE")
-    console.say(f'  lorafit generate --adapter {result.adapter} --prompt "..."')
+    console.say(f"  lorafit evaluate --adapter {adapter} --data FILE")
+    console.say(f'  lorafit generate --adapter {adapter} --prompt "..."')

@@ -15,7 +15,7 @@ SCHEMA_VERSION = 1
 Quantization = Literal["none", "nf4", "int8"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
 AttnImplementation = Literal["auto", "eager", "sdpa", "sdpa-efficient", "flash_attention_2"]
-Kernels = Literal["stock"]
+Kernels = Literal["lorafit", "stock"]
 
 
 class Recommended(BaseModel):
@@ -91,7 +91,10 @@ class Settings(BaseModel):
         "auto", "attention operator; auto: sdpa, PyTorch's fused attention", "Model"
     )
     kernels: Kernels = setting(
-        "stock", "training kernels; stock: unmodified transformers + PEFT", "Model"
+        "lorafit",
+        "training kernels; lorafit: same numbers from less memory; stock: unmodified transformers "
+        "and PEFT",
+        "Model",
     )
 
     # -- LoRA
@@ -249,6 +252,14 @@ class Settings(BaseModel):
         "keep one activation a layer and compute the rest again in backward: far less memory, "
         "about a third slower",
         "Batch and memory",
+    )
+    checkpointed_layers: Int | None = setting(
+        None,
+        "with gradient_checkpointing: how many layers, from the first, are computed again; none: "
+        "all of them",
+        "Batch and memory",
+        ge=1,
+        le=1000,
     )
     torch_compile: bool = setting(
         True, "compile the model with torch.compile: pays on NVIDIA GPUs", "Batch and memory"

@@ -21,11 +21,18 @@ class Collator:
     pad_token_id: int
     pad_to_multiple_of: int = 1
     """Lengths are rounded up to a multiple: few shapes mean few compilations and allocations."""
+    locate_targets: bool = False
+    """Add where the targets are, for the chunked loss: found here, on the CPU, they cost the
+    device no wait."""
     fixed_length: int | None = None
     """Pad every batch to this many tokens, for devices that pay for each new shape."""
 
     def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> "dict[str, torch.Tensor]":
-        """Return `input_ids`, `attention_mask` and `labels`, each int64 of shape [rows, tokens]."""
+        """Return `input_ids`, `attention_mask` and `labels`, each int64 of shape [rows, tokens].
+
+        With `locate_targets`, also `target_positions` and `targets`, see
+        `lorafit.model.loss.locate_targets`.
+        """
         import torch
 
         length = self.padded_length(max(len(row["input_ids"]) for row in rows))
@@ -36,7 +43,12 @@ class Collator:
             columns["input_ids"].append([*row["input_ids"], *[self.pad_token_id] * num_pads])
             columns["attention_mask"].append([1] * num_tokens + [0] * num_pads)
             columns["labels"].append([*row["labels"], *[IGNORED_LABEL] * num_pads])
-        return {name: torch.tensor(values) for name, values in columns.items()}
+        batch = {name: torch.tensor(values) for name, values in columns.items()}
+        if self.locate_targets:
+            from lorafit.model.loss import locate_targets
+
+            batch |= locate_targets(batch["labels"], IGNORED_LABEL)
+        return batch
 
     def padded_length(self, longest: int) -> int:
         """Return the tokens that a batch is padded to when its longest row has `longest`."""

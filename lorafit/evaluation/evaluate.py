@@ -56,7 +56,7 @@ def evaluate_dataset(
     def report(stage: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(stage, done, total)
 
-    collate = Collator(loaded.pad.token_id)
+    collate = Collator(loaded.pad.token_id, locate_targets=loaded.chunked_loss)
     loss = evaluate_loss(loaded.model, dataset, collate, batch_size, loaded.device, report("loss"))
     if not labelled:
         return Evaluation(loss, None, ())

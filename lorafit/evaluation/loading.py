@@ -11,8 +11,9 @@ from lorafit.hardware.capabilities import verify_supported
 from lorafit.hardware.info import DeviceInfo
 from lorafit.hardware.precision import choose_compute_dtype
 from lorafit.model.adapter import load_adapter, verify_adapter
-from lorafit.model.build import load_base
+from lorafit.model.build import choose_loss, load_base
 from lorafit.model.libraries import prepare_libraries
+from lorafit.model.loss import install_chunked_loss
 from lorafit.model.source import locate_model
 from lorafit.model.tokenizer import PadToken, choose_pad_token, tokenizer_of
 
@@ -30,6 +31,8 @@ class LoadedModel:
     pad: PadToken
     device: torch.device
     dtype_reason: str
+    chunked_loss: bool
+    """Whether batches have to say where the targets are."""
 
 
 def load_for_inference(
@@ -55,4 +58,8 @@ def load_for_inference(
     torch_device = torch.device(device.torch_device)
     base = load_base(settings, source, getattr(torch, dtype.value), torch_device)
     model = load_adapter(base, adapter) if adapter is not None else base.eval()
-    return LoadedModel(model, tokenizer, choose_pad_token(tokenizer), torch_device, dtype.reason)
+    chunked = choose_loss(base, settings).value
+    if chunked:
+        install_chunked_loss(base)
+    pad = choose_pad_token(tokenizer)
+    return LoadedModel(model, tokenizer, pad, torch_device, dtype.reason, chunked)

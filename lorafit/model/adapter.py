@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _MAX_RANK = 4096
+# PEFT takes these names, or the keys of these tables, for regular expressions.
+_PATTERN_KEYS = ("rank_pattern", "alpha_pattern", "layers_pattern", "exclude_modules")
+_PLAIN_NAME = re.compile(r"[\w.]+")
 
 
 def save_adapter(model: "PeftModel", folder: Path, base_name: str) -> None:
@@ -125,6 +129,15 @@ def _check_config(config: Any, where: str) -> None:
         )
     if config.get("auto_mapping"):
         raise AdapterError("asks to import code (auto_mapping); this is refused", where=where)
+    for key in _PATTERN_KEYS:
+        value = config.get(key)
+        names = value if isinstance(value, list | tuple | dict) else [value] if value else ()
+        if not all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in names):
+            raise AdapterError(
+                f"{key} is {excerpt(repr(value))}; only plain module names are followed, as a "
+                "pattern from a stranger's file is not evaluated",
+                where=where,
+            )
 
 
 def load_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
@@ -139,11 +152,13 @@ def load_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
     known = set(LoraConfig.__dataclass_fields__)
     # Only what a LoRA configuration has: nothing else in the file is followed, its base path
     # least of all.
-    config = LoraConfig(**{k: v for k, v in raw.items() if k in known and k != "peft_type"})
-    config.inference_mode = True
     try:
+        config = LoraConfig(**{k: v for k, v in raw.items() if k in known and k != "peft_type"})
+        config.inference_mode = True
         model = PeftModel(base, config)
-    except ValueError as problem:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # a value of a wrong kind fails wherever PEFT first uses it
         raise AdapterError(
             f"does not fit the base model: {excerpt(str(problem), 200)}",
             where=str(folder),

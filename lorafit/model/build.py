@@ -6,7 +6,7 @@ the `meta` device, where it takes no memory, to count and to trace.
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,16 @@ import torch
 
 from lorafit.config.schema import Settings
 from lorafit.errors import ConfigError, ModelError, Problem
+from lorafit.hardware.info import Choice
 from lorafit.model.lora import Targets, choose_targets, lora_config, trainable_by_module
+from lorafit.model.loss import install_chunked_loss, why_not_chunked
 from lorafit.model.source import read_config
 from lorafit.text import excerpt
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
     from lorafit.model.source import ModelSource
 
@@ -33,6 +36,7 @@ class ModelSummary:
     num_trainable_parameters: int
     trainable_by_module: dict[str, int]
     targets: Targets
+    chunked_loss: Choice[bool]
 
 
 def attention_name(settings: Settings) -> str:
@@ -95,6 +99,8 @@ def load_base(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            # Reported below with the names, instead of an error that has none.
+            ignore_mismatched_sizes=True,
             **options,
         )
     except (ValueError, RuntimeError, OSError, KeyError) as problem:
@@ -104,8 +110,20 @@ def load_base(
             f"the model cannot be loaded: {excerpt(str(problem), 300)}", where=str(source.path)
         ) from problem
     _require_complete(report, source)
+    _keep_differentiable(model)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _keep_differentiable(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights for CPUs with AVX512-BF16.
+
+    Its first forward in evaluation mode would do so for good, in a layout whose product has no
+    gradient: training after a validation would go on without the layers below, silently.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # a plain bool
 
 
 def _require_complete(report: dict[str, Any], source: "ModelSource") -> None:
@@ -155,9 +173,43 @@ def add_adapter(base: "PreTrainedModel", settings: Settings) -> "tuple[PeftModel
     if settings.gradient_checkpointing:
         # Without re-entrance a checkpoint needs no gradient on its input, which a frozen
         # embedding cannot give.
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        _enable_checkpointing(base)({"use_reentrant": False})
+        if settings.checkpointed_layers is not None:
+            _checkpoint_first(base, settings.checkpointed_layers)
+    if choose_loss(base, settings).value:
+        install_chunked_loss(base)
     model.train()
     return model, targets
+
+
+def _enable_checkpointing(base: "PreTrainedModel") -> Callable[[dict[str, bool]], None]:
+    # transformers 5.23 renamed it, and warns at the old name that earlier ones have alone.
+    name = "activation_checkpointing_enable"
+    enable: Callable[[dict[str, bool]], None] = (
+        getattr(base, name) if hasattr(base, name) else base.gradient_checkpointing_enable
+    )
+    return enable
+
+
+def decoder_layers(model: torch.nn.Module) -> "list[GradientCheckpointingLayer]":
+    """Return the repeated layers that can be checkpointed, in the order of the forward pass."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def _checkpoint_first(base: "PreTrainedModel", count: int) -> None:
+    """Checkpoint only the first `count` layers.
+
+    Backward reaches them last, when the activations that the other layers kept are free again:
+    what is computed anew then takes no memory beyond the peak.
+    """
+    layers = decoder_layers(base)
+    if count > len(layers):
+        message = f"{count} is more than the {len(layers)} layers of this model"
+        raise ConfigError([Problem("checkpointed_layers", message)])
+    for layer in layers[count:]:
+        layer.gradient_checkpointing = False
 
 
 def _require_modules(base: torch.nn.Module, names: tuple[str, ...]) -> None:
@@ -184,4 +236,16 @@ def summarize_model(settings: Settings, source: "ModelSource") -> ModelSummary:
     num_parameters = base.num_parameters()
     model, targets = add_adapter(base, settings)
     by_module = trainable_by_module(model)
-    return ModelSummary(num_parameters, sum(by_module.values()), by_module, targets)
+    return ModelSummary(
+        num_parameters, sum(by_module.values()), by_module, targets, choose_loss(base, settings)
+    )
+
+
+def choose_loss(base: "PreTrainedModel", settings: Settings) -> Choice[bool]:
+    """Return whether the model takes the chunked loss, and why."""
+    if settings.kernels == "stock":
+        return Choice(False, "kernels stock: transformers' own loss, which holds all logits")
+    obstacle = why_not_chunked(base)
+    if obstacle is not None:
+        return Choice(False, f"transformers' own loss, which holds all logits: {obstacle}")
+    return Choice(True, "the loss takes logits where there are targets only, a chunk at a time")

@@ -136,7 +136,8 @@ def _refuse_code(config: dict[str, Any], path: Path) -> None:
 def _refuse_unsuitable(config: dict[str, Any], path: Path) -> None:
     where = str(path / "config.json")
     if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+        quantized = config["quantization_config"]
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "?"
         raise ModelError(
             f"these weights are already quantized ({excerpt(str(method))})",
             where=where,
@@ -147,7 +148,7 @@ def _refuse_unsuitable(config: dict[str, Any], path: Path) -> None:
     model_type = config["model_type"]
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
-            f"{excerpt(model_type)!r} is not a causal language model that transformers knows",
+            f"{excerpt(repr(model_type))} is not a causal language model that transformers knows",
             where=where,
             hint="lorafit trains decoder models such as phi, llama, mistral, gemma3 and qwen2",
         )

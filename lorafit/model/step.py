@@ -44,6 +44,11 @@ def micro_batch_loss(
     Dividing by the targets of the whole effective batch, not of the micro-batch, makes the sum
     over micro-batches the exact token mean, however the rows are spread.
     """
+    if "target_positions" in batch:
+        chunked: torch.Tensor = model(
+            **batch, num_items_in_batch=num_targets, label_smoothing=label_smoothing
+        ).loss
+        return chunked
     if label_smoothing == 0.0:
         loss: torch.Tensor = model(**batch, num_items_in_batch=num_targets).loss
         return loss

@@ -72,6 +72,8 @@ def _list_files(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise ModelError("is not a safetensors index", where=str(index)) from None
+    if not names:
+        raise ModelError("names no weights at all", where=str(index))
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise ModelError(
@@ -107,8 +109,13 @@ def read_tensors(file: Path, error: type[LorafitError]) -> Iterator[dict[str, An
         raw = stream.read(length)
     try:
         header = json.loads(raw)
-        tensors = {name: spec for name, spec in header.items() if name != "__metadata__"}
-        end = max((spec["data_offsets"][1] for spec in tensors.values()), default=0)
+        tensors = [
+            {"name": name, "dtype": str(spec["dtype"]), "shape": [int(n) for n in spec["shape"]]}
+            for name, spec in header.items()
+            if name != "__metadata__"
+        ]
+        ends = (int(spec["data_offsets"][1]) for n, spec in header.items() if n != "__metadata__")
+        end = max(ends, default=0)
     except (ValueError, KeyError, AttributeError, TypeError, IndexError, RecursionError):
         raise error("has a damaged safetensors header", where=str(file)) from None
     if size != 8 + length + end:
@@ -117,8 +124,7 @@ def read_tensors(file: Path, error: type[LorafitError]) -> Iterator[dict[str, An
             where=str(file),
             hint="the file was cut off: download it again",
         )
-    for name, spec in tensors.items():
-        yield {"name": name, "dtype": spec["dtype"], "shape": spec["shape"]}
+    yield from tensors
 
 
 def _guess(start: bytes) -> str:

@@ -8,13 +8,13 @@ no manifest, or does not match it, is never resumed from and never deleted.
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorafit.errors import CheckpointError, StorageError
-from lorafit.files import sha256_of, sync_file, sync_folder, write_json
+from lorafit.files import plain_os_errors, sha256_of, sync_file, sync_folder, write_json
 from lorafit.text import excerpt
 from lorafit.units import format_bytes
 
@@ -47,7 +47,8 @@ def write_checkpoint(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir()
-        write_files(staging)
+        with plain_os_errors():
+            write_files(staging)
         files = {}
         for path in sorted(staging.iterdir()):
             sync_file(path)
@@ -102,13 +103,17 @@ def read_manifest(folder: Path) -> Checkpoint:
     return Checkpoint(step, folder, run_id, files)
 
 
-def verify_checkpoint(folder: Path) -> Checkpoint:
+def verify_checkpoint(folder: Path, required: Iterable[str] = ()) -> Checkpoint:
     """Check every file of a checkpoint against its manifest.
 
     Raises:
-        CheckpointError: a file is missing, cut off or changed; names it.
+        CheckpointError: a file is missing, cut off or changed, or the manifest does not vouch for
+            one that is `required`; names it.
     """
     checkpoint = read_manifest(folder)
+    for name in required:
+        if name not in checkpoint.files:
+            raise CheckpointError("is not in the manifest", where=str(folder / name))
     for name, entry in checkpoint.files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file():
@@ -134,15 +139,30 @@ def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def newest_verified(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint that is whole, and why newer ones were passed over."""
+def newest_verified(
+    run_dir: Path, run_id: str, required: Iterable[str] = ()
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest whole checkpoint of a run, and why newer ones were passed over."""
     skipped: list[str] = []
     for checkpoint in reversed(list_checkpoints(run_dir)):
         try:
-            return verify_checkpoint(checkpoint.folder), skipped
+            require_run(checkpoint, run_id)
+            return verify_checkpoint(checkpoint.folder, required), skipped
         except CheckpointError as problem:
             skipped.append(str(problem))
     return None, skipped
+
+
+def require_run(checkpoint: Checkpoint, run_id: str) -> None:
+    """Refuse a checkpoint that another run wrote.
+
+    Raises:
+        CheckpointError: it is another run's.
+    """
+    if checkpoint.run_id != run_id:
+        raise CheckpointError(
+            f"belongs to another run ({excerpt(checkpoint.run_id)})", where=str(checkpoint.folder)
+        )
 
 
 def prune_checkpoints(run_dir: Path, keep: int, run_id: str) -> list[Path]:

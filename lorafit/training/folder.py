@@ -9,9 +9,15 @@ from typing import Any
 
 from lorafit.errors import CheckpointError, StorageError, UsageError
 from lorafit.text import excerpt
-from lorafit.training.checkpoint import Checkpoint, newest_verified, verify_checkpoint
+from lorafit.training.checkpoint import (
+    Checkpoint,
+    newest_verified,
+    require_run,
+    verify_checkpoint,
+)
 from lorafit.training.fingerprint import fingerprint_of, require_same_run
 from lorafit.training.plan import RunPlan
+from lorafit.training.state import STATE_FILES
 
 RUN_FILE = "run.json"
 
@@ -37,7 +43,7 @@ def check_folder(plan: RunPlan) -> None:
     try:
         _check_overlap(plan, run_dir)
         _check_contents(run_dir)
-    except OSError as problem:
+    except (OSError, RuntimeError) as problem:  # pathlib's word for a loop of symbolic links
         raise _unusable(run_dir, problem) from None
 
 
@@ -82,9 +88,9 @@ def _check_contents(run_dir: Path) -> None:
         raise StorageError(f"no folder can be made in {parent}", where=str(run_dir))
 
 
-def _unusable(run_dir: Path, problem: OSError) -> StorageError:
+def _unusable(run_dir: Path, problem: OSError | RuntimeError) -> StorageError:
     return StorageError(
-        f"the folder cannot be used: {problem.strerror or problem}",
+        f"the folder cannot be used: {getattr(problem, 'strerror', None) or problem}",
         where=excerpt(repr(str(run_dir))),
         hint="choose another --output-dir",
     )
@@ -132,7 +138,7 @@ def find_start(plan: RunPlan, resume: str | None) -> tuple[Start, list[str]]:
     require_same_run(record["fingerprint"], fingerprint_of(plan), str(run_dir))
     if record["status"] == "completed":
         return Start(record["run_id"], None, True, "this run is already complete"), []
-    checkpoint, skipped = newest_verified(run_dir)
+    checkpoint, skipped = newest_verified(run_dir, record["run_id"], STATE_FILES)
     notes = [f"checkpoint passed over: {reason}" for reason in skipped]
     if checkpoint is None:
         reason = "an earlier attempt left no checkpoint: starting again from step 0"
@@ -147,7 +153,7 @@ def _resume_from(plan: RunPlan, folder: Path) -> Start:
             f"there is no checkpoint folder {excerpt(str(folder))}",
             hint="name a checkpoint-N folder of a run, or --resume auto",
         )
-    checkpoint = verify_checkpoint(folder)
+    checkpoint = verify_checkpoint(folder, STATE_FILES)
     run_dir = Path(plan.settings.output_dir)
     if folder.resolve().parent != run_dir.resolve():
         raise CheckpointError(
@@ -155,6 +161,7 @@ def _resume_from(plan: RunPlan, folder: Path) -> Start:
             hint=f"continue the run in its own folder: --output-dir {folder.parent}",
         )
     record = read_run(run_dir)
+    require_run(checkpoint, record["run_id"])
     require_same_run(record["fingerprint"], fingerprint_of(plan), str(folder))
     reason = f"continuing from {folder.name}, as asked with --resume"
     return Start(checkpoint.run_id, checkpoint, False, reason)

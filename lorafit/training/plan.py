@@ -9,6 +9,7 @@ from lorafit.config.resolve import Resolved
 from lorafit.config.schedule import Schedule, plan_schedule
 from lorafit.config.schema import Settings
 from lorafit.data.load import TrainingData, load_training_data
+from lorafit.data.sources import resolve_source
 from lorafit.data.tokenize import check_max_length
 from lorafit.errors import UsageError
 from lorafit.files import free_bytes
@@ -120,6 +121,7 @@ class RunPlan:
             "torch_compile": self.torch_compile.reason,
             "target_modules": self.model.targets.reason,
             "padding": self.pad.reason,
+            "loss": self.model.chunked_loss.reason,
         }
         if self.resolved.row is not None:
             reasons["hardware_row"] = self.resolved.row.reason
@@ -140,6 +142,10 @@ def plan_run(resolved: Resolved, device: DeviceInfo) -> RunPlan:
         )
     verify_supported(device, settings)
     batch = resolve_batch(resolved, num_devices=1)
+    # A file that is not there is found before gigabytes of a model are downloaded.
+    for name in (settings.data, settings.validation_data):
+        if name is not None:
+            resolve_source(name, settings.data_split)
     source = locate_model(settings.model, settings.revision)
     assert source.weights is not None
     dtype = choose_compute_dtype(

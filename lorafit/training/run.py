@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafit.errors import DivergedError, LorafitError, MemoryFitError, RunInterruptedError
+from lorafit.config.batch import BatchPlan
+from lorafit.errors import (
+    DivergedError,
+    LorafitError,
+    MemoryFitError,
+    RunInterruptedError,
+    StorageError,
+)
+from lorafit.files import plain_os_errors
 from lorafit.report.events import EventLog
 from lorafit.report.records import RunObserver
 from lorafit.report.run_record import RunRecord, Status
@@ -73,10 +81,14 @@ def run_training(
             _train(plan, start, model, device, everyone)
             _save(model, adapter, plan)
         except BaseException as failure:
-            record.close(_status_of(failure), tally.results())
+            # Where the disk is the reason, the record cannot be written either.
+            with contextlib.suppress(OSError):
+                record.close(_status_of(failure), tally.results())
             raise
     if events.failure:
         record.note(f"events.jsonl is incomplete: {events.failure}")
+        for observer in observers:
+            observer.on_note(record.notes[-1])
     record.close("completed", tally.results())
     return RunResult(run_dir, adapter, tally.results(), tuple(record.notes), was_complete=False)
 
@@ -166,7 +178,11 @@ def _train(
             eval_batch_size=plan.eval_batch_size,
             model=model,
             args=arguments,
-            data_collator=Collator(plan.pad.token_id, pad_to_multiple_of=8),
+            data_collator=Collator(
+                plan.pad.token_id,
+                pad_to_multiple_of=8,
+                locate_targets=plan.model.chunked_loss.value,
+            ),
             train_dataset=plan.data.train,
             eval_dataset=plan.data.validation,
         )
@@ -190,7 +206,15 @@ def _train(
 def _save(model: "PeftModel", adapter: Path, plan: RunPlan) -> None:
     from lorafit.model.adapter import save_adapter
 
-    save_adapter(model, adapter, plan.settings.model)
+    try:
+        with plain_os_errors():
+            save_adapter(model, adapter, plan.settings.model)
+    except OSError as problem:
+        raise StorageError(
+            f"the adapter could not be written: {problem.strerror or problem}",
+            where=str(adapter),
+            hint="the last checkpoint is intact: free space, then run the same command again",
+        ) from problem
 
 
 def _status_of(failure: BaseException) -> Status:
@@ -222,11 +246,22 @@ def _memory_errors_explained(plan: RunPlan) -> Iterator[None]:
         if not is_out_of_memory(failure):
             raise
         where = "this machine's memory" if plan.device.kind == "cpu" else plan.device.name
-        smaller = max(1, plan.batch.per_device_train_batch_size // 2)
         raise MemoryFitError(
             f"ran out of {where} with micro-batch {plan.batch.per_device_train_batch_size} x "
             f"{plan.settings.max_length} tokens: {str(failure).splitlines()[0]}",
-            hint=f"--per-device-train-batch-size {smaller} "
-            f"--gradient-accumulation-steps {plan.batch.effective_batch_size // smaller} keeps the "
-            "same effective batch; --max-length and --gradient-checkpointing help too",
+            hint=_smaller_batch(plan.batch)
+            + "a lower --max-length, --gradient-checkpointing and --quantization nf4 save memory",
         ) from failure
+
+
+def _smaller_batch(batch: BatchPlan) -> str:
+    """Return the flags of about half the micro-batch that keep the effective batch, if any."""
+    share = batch.effective_batch_size // batch.num_devices
+    half = batch.per_device_train_batch_size // 2
+    smaller = next((rows for rows in range(half, 0, -1) if share % rows == 0), None)
+    if smaller is None:
+        return ""
+    return (
+        f"--per-device-train-batch-size {smaller} --gradient-accumulation-steps "
+        f"{share // smaller} keeps the same effective batch; "
+    )

@@ -10,8 +10,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 OPTIMIZER_FILES = ("optimizer.safetensors", "optimizer.json")
+SCHEDULER_FILE = "scheduler.json"
+SCALER_FILE = "scaler.json"
 RNG_FILES = ("rng.safetensors", "rng.json")
+TRAINER_STATE = "trainer_state.json"
+
+STATE_FILES = (ADAPTER_WEIGHTS, *OPTIMIZER_FILES, SCHEDULER_FILE, *RNG_FILES, TRAINER_STATE)
+"""What every checkpoint holds; with float16 there is also `SCALER_FILE`."""
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:

@@ -28,11 +28,6 @@ from lorafit.training.signals import StopRequest
 if TYPE_CHECKING:
     from torch import nn
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TRAINER_STATE = "trainer_state.json"
-SCHEDULER_FILE = "scheduler.json"
-SCALER_FILE = "scaler.json"
-
 
 class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     """A Trainer that computes, saves and reports the way this package promises."""
@@ -200,18 +195,18 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def _write_state(self, folder: Path) -> None:
         weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, folder / state.ADAPTER_WEIGHTS, metadata={"format": "pt"})
         state.save_optimizer(_plain(self.optimizer), folder)
-        state.save_plain(self.lr_scheduler.state_dict(), folder / SCHEDULER_FILE)
+        state.save_plain(self.lr_scheduler.state_dict(), folder / state.SCHEDULER_FILE)
         state.save_rng(folder)
         if self.accelerator.scaler is not None:
-            state.save_plain(self.accelerator.scaler.state_dict(), folder / SCALER_FILE)
-        self.state.save_to_json(str(folder / TRAINER_STATE))
+            state.save_plain(self.accelerator.scaler.state_dict(), folder / state.SCALER_FILE)
+        self.state.save_to_json(str(folder / state.TRAINER_STATE))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: "nn.Module | None" = None
     ) -> None:
-        weights = load_file(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS)
+        weights = load_file(Path(resume_from_checkpoint) / state.ADAPTER_WEIGHTS)
         outcome = set_peft_model_state_dict(self.model, weights)
         absent = [name for name in outcome.missing_keys if "lora_" in name]
         if absent or outcome.unexpected_keys:
@@ -224,12 +219,14 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             state.load_optimizer(_plain(self.optimizer), Path(checkpoint))
-            self.lr_scheduler.load_state_dict(state.load_plain(Path(checkpoint) / SCHEDULER_FILE))
+            self.lr_scheduler.load_state_dict(
+                state.load_plain(Path(checkpoint) / state.SCHEDULER_FILE)
+            )
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(
-                state.load_plain(Path(checkpoint) / SCALER_FILE)
+                state.load_plain(Path(checkpoint) / state.SCALER_FILE)
             )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
