@@ -1,0 +1,288 @@
+"""The peak memory of a run before it starts: what it takes, of what it consists, whether it fits.
+
+The answer comes from a trace of the model and step that training runs (`trace`), fed through the
+replica of the allocator (`replay`), plus the context of the device, which no allocator counts.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from lorafit.config.schema import Settings
+from lorafit.errors import ConfigError, ModelError, Problem
+from lorafit.hardware.catalog import CATALOG
+from lorafit.hardware.info import DeviceInfo
+from lorafit.hardware.precision import choose_compute_dtype
+from lorafit.memory.allocator import CachingAllocator
+from lorafit.memory.events import Category, Trace
+from lorafit.memory.gpu import GpuTraits, context_bytes
+from lorafit.memory.replay import Replay, replay
+from lorafit.text import excerpt
+from lorafit.units import MIB, format_bytes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+SCHEMA_VERSION = 1
+TIGHT_FRACTION = 0.1
+"""Headroom below this share of the capacity is tight: other processes and longer rows eat it."""
+
+_CPU_PROCESS_BYTES = 700 * MIB
+_MPS_PROCESS_BYTES = 300 * MIB
+_DEFAULT_MULTIPROCESSORS = 80
+
+Verdict = Literal["fits", "tight", "exceeds"]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest figures of a run, in bytes, and the phase in which most is allocated."""
+
+    allocated_bytes: int
+    """As `torch.cuda.max_memory_allocated`."""
+    reserved_bytes: int
+    """As `torch.cuda.max_memory_reserved`."""
+    process_bytes: int
+    """As nvidia-smi shows for the process: reserved memory and the context."""
+    phase: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The answer of `lorafit estimate-memory`."""
+
+    model: str
+    hardware: dict[str, Any]
+    settings: dict[str, Any]
+    peak: Peak
+    breakdown: dict[str, int]
+    """Bytes by part; they add up to `peak.process_bytes`."""
+    capacity_bytes: int
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    elapsed_seconds: float
+    calibrated: bool = False
+    cached: bool = field(default=False, compare=False)
+
+    @property
+    def headroom_bytes(self) -> int:
+        """Capacity less the process; negative when the run does not fit."""
+        return self.capacity_bytes - self.peak.process_bytes
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document of `estimate-memory --json`."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model,
+            "hardware": self.hardware,
+            "settings": self.settings,
+            "peak": {
+                "allocated_bytes": self.peak.allocated_bytes,
+                "reserved_bytes": self.peak.reserved_bytes,
+                "process_bytes": self.peak.process_bytes,
+                "phase": self.peak.phase,
+            },
+            "breakdown": self.breakdown,
+            "capacity_bytes": self.capacity_bytes,
+            "headroom_bytes": self.headroom_bytes,
+            "verdict": self.verdict,
+            "calibrated": self.calibrated,
+            "reasons": list(self.reasons),
+            "elapsed_seconds": round(self.elapsed_seconds, 3),
+        }
+
+
+def estimate_memory(
+    settings: Settings,
+    model_config: dict[str, Any],
+    device: DeviceInfo,
+    *,
+    plain_script: bool = False,
+    expandable_segments: bool = False,
+) -> Estimate:
+    """Return the peak memory of training with `settings` on `device`, without reading a weight.
+
+    Args:
+        settings: every setting of the run.
+        model_config: config.json of the base model.
+        device: the device, detected or planned for.
+        plain_script: estimate a plain transformers + PEFT loop instead of lorafit's training;
+            see `trace.TraceRequest`.
+        expandable_segments: as `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`.
+
+    Raises:
+        ConfigError: target_modules name what the model does not have.
+        DeviceError: the device cannot compute in the number format that was asked for.
+        ModelError: transformers does not accept the configuration.
+    """
+    start = time.monotonic()
+    _refuse_unsupported(settings, device)
+    dtype = choose_compute_dtype(
+        device,
+        settings.compute_dtype,
+        str(model_config.get("model_type", "")),
+        model_config.get("dtype") or model_config.get("torch_dtype"),
+    )
+    gpu = gpu_traits(device)
+    trace = _trace(settings, model_config, dtype.value, gpu, device.usable_bytes, plain_script)
+    if gpu is not None:
+        context, context_reason = context_bytes(gpu, device.catalog_key)
+    else:
+        context = _CPU_PROCESS_BYTES if device.kind == "cpu" else _MPS_PROCESS_BYTES
+        context_reason = f"about {format_bytes(context)} for Python, PyTorch and the model's code"
+    measured = _replay(trace, gpu, None, expandable_segments)
+    reasons = [f"{dtype.value}: {dtype.reason}", f"context: {context_reason}"]
+    if settings.optim.startswith("paged"):
+        reasons.append(
+            "paged optimizer states are left out: they are in managed memory, which moves to the "
+            "host when the device is full"
+        )
+    fits_by_releasing = False
+    if measured.stats.peak_reserved_bytes + context > device.usable_bytes and gpu is not None:
+        limited = _replay(trace, gpu, device.usable_bytes - context, expandable_segments)
+        if limited.out_of_memory is None:
+            fits_by_releasing, measured = True, limited
+            reasons.append(
+                "it fits only because PyTorch gives cached memory back and asks again "
+                f"({limited.stats.num_alloc_retries} times), which is slow"
+            )
+    peak = _peak(measured, context, gpu is not None)
+    verdict = _verdict(peak.process_bytes, device.usable_bytes, fits_by_releasing)
+    reasons.append(_verdict_reason(verdict, peak.process_bytes, device))
+    return Estimate(
+        model=settings.model,
+        hardware=_hardware(device),
+        settings=settings.model_dump(mode="json"),
+        peak=peak,
+        breakdown=_breakdown(measured, peak, context),
+        capacity_bytes=device.usable_bytes,
+        verdict=verdict,
+        reasons=tuple(reasons),
+        elapsed_seconds=time.monotonic() - start,
+    )
+
+
+def gpu_traits(device: DeviceInfo) -> GpuTraits | None:
+    """Return the facts about an NVIDIA GPU that memory depends on; None for other devices."""
+    if device.kind != "cuda":
+        return None
+    entry = CATALOG.get(device.catalog_key or "")
+    num_sms = entry.num_multiprocessors if entry is not None else _DEFAULT_MULTIPROCESSORS
+    return GpuTraits(device.compute_capability or (8, 0), num_sms)
+
+
+def _refuse_unsupported(settings: Settings, device: DeviceInfo) -> None:
+    if settings.attn_implementation == "flash_attention_2" and device.kind != "cuda":
+        raise ConfigError(
+            [
+                Problem(
+                    "attn_implementation",
+                    f"flash_attention_2 needs an NVIDIA GPU, and {device.name} is none",
+                    "attn_implementation=sdpa",
+                )
+            ]
+        )
+
+
+def _trace(
+    settings: Settings,
+    model_config: dict[str, Any],
+    dtype: str,
+    gpu: GpuTraits | None,
+    capacity_bytes: int,
+    plain_script: bool,
+) -> Trace:
+    import torch
+
+    from lorafit.memory.trace import TraceRequest, trace_training
+
+    request = TraceRequest(
+        settings,
+        parse_config(model_config, settings.model),
+        getattr(torch, dtype),
+        gpu,
+        plain_script=plain_script,
+        capacity_bytes=capacity_bytes,
+    )
+    return trace_training(request)
+
+
+def parse_config(model_config: dict[str, Any], name: str) -> "PretrainedConfig":
+    """Return transformers' configuration object for the content of a config.json.
+
+    Raises:
+        ModelError: transformers does not accept it.
+    """
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in model_config.items() if key != "model_type"}
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(model_config["model_type"], **values)
+    except Exception as problem:  # config classes raise their own validation errors
+        raise ModelError(
+            f"transformers does not accept its configuration: {excerpt(str(problem), 300)}",
+            where=name,
+        ) from None
+    return config
+
+
+def _replay(
+    trace: Trace, gpu: GpuTraits | None, capacity_bytes: int | None, expandable_segments: bool
+) -> Replay:
+    allocator = CachingAllocator(capacity_bytes, expandable_segments=expandable_segments)
+    return replay(trace, allocator)
+
+
+def _peak(measured: Replay, context: int, has_caching_allocator: bool) -> Peak:
+    stats = measured.stats
+    allocated = stats.peak_allocated_bytes
+    # Metal and the CPU give memory back at once: what is reserved is what is in use.
+    reserved = stats.peak_reserved_bytes if has_caching_allocator else allocated
+    return Peak(allocated, reserved, reserved + context, measured.phase.name.lower())
+
+
+def _breakdown(measured: Replay, peak: Peak, context: int) -> dict[str, int]:
+    parts = measured.bytes_at_peak
+    return {
+        "weights_bytes": parts[Category.WEIGHTS],
+        "adapter_bytes": parts[Category.ADAPTER],
+        "gradient_bytes": parts[Category.GRADIENT],
+        "optimizer_bytes": parts[Category.OPTIMIZER],
+        "activation_bytes": parts[Category.ACTIVATION],
+        "logits_bytes": parts[Category.LOGITS],
+        "workspace_bytes": parts[Category.WORKSPACE],
+        "fragmentation_bytes": peak.reserved_bytes - peak.allocated_bytes,
+        "context_bytes": context,
+    }
+
+
+def _verdict(process_bytes: int, capacity_bytes: int, fits_by_releasing: bool) -> Verdict:
+    if process_bytes > capacity_bytes:
+        return "exceeds"
+    if fits_by_releasing or capacity_bytes - process_bytes < TIGHT_FRACTION * capacity_bytes:
+        return "tight"
+    return "fits"
+
+
+def _verdict_reason(verdict: Verdict, process_bytes: int, device: DeviceInfo) -> str:
+    capacity = device.usable_bytes
+    used, room = format_bytes(process_bytes), format_bytes(capacity)
+    share = (capacity - process_bytes) / capacity
+    if verdict == "exceeds":
+        missing = format_bytes(process_bytes - capacity)
+        return f"exceeds: {used} are {missing} more than the {room} that {device.name} can give"
+    rest = f"{format_bytes(capacity - process_bytes)} ({share:.0%}) of {room} stay free"
+    if verdict == "tight":
+        return f"tight: {rest}, less than {TIGHT_FRACTION:.0%}"
+    return f"fits: {rest}"
+
+
+def _hardware(device: DeviceInfo) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "key": device.catalog_key,
+        "kind": device.kind,
+        "compute_capability": list(device.compute_capability or ()) or None,
+        "usable_bytes": device.usable_bytes,
+        "detected": device.detected,
+    }

@@ -1,0 +1,244 @@
+"""Tracing a run: the model that is trained and the step that trains it, on the `meta` device.
+
+`build_on_meta`, `add_adapter`, `make_optimizer` and `training_step` are those of training: the
+trace describes nothing of its own.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from lorafit.config.schema import Settings
+from lorafit.memory.events import Category, Phase, Trace
+from lorafit.memory.gpu import GpuTraits
+from lorafit.memory.trace_load import load_on_meta, quantize_structure
+from lorafit.memory.trace_operators import CudaOperators
+from lorafit.memory.tracer import StorageTracer
+from lorafit.model import build, step
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TraceRequest:
+    """What is traced: settings, the model's configuration, the number format, the device."""
+
+    settings: Settings
+    config: "PretrainedConfig"
+    dtype: torch.dtype
+    gpu: GpuTraits | None
+    """The NVIDIA GPU; None traces what runs on every device, with the CPU's operators."""
+    plain_script: bool = False
+    """Trace what scripts around stock transformers + PEFT do, instead of lorafit's training: the
+    weights go to the device as `model.to(device)` takes them (quantized ones as from_pretrained
+    does), `prepare_model_for_kbit_training` makes the rest of a quantized model fp32, and the
+    outputs, logits included, stay until the step is over."""
+    capacity_bytes: int | None = None
+    """Memory of the device, which limits what transformers asks for ahead of loading."""
+
+
+def trace_training(request: TraceRequest) -> Trace:
+    """Trace loading and two optimizer steps; the second shows the steady state.
+
+    The second step has at most two micro-batches: the second runs beside the gradients of the
+    first, and a third would run as the second does.
+    """
+    settings = _traceable(request.settings)
+    base = build.build_on_meta(settings, request.config, request.dtype)
+    if settings.quantization != "none":
+        quantize_structure(base, settings, request.dtype)
+    vocab_size = request.config.get_text_config().vocab_size
+    tracer = StorageTracer("meta", request.gpu, vocab_size)
+    with _gpu_paths(request), bitsandbytes_on_meta(tracer), tracer:
+        model = _load(base, request, tracer)
+        # The optimizer's state lives as long as the optimizer does.
+        optimizer = trace_steps(model, tracer, settings, torch.device("meta"), request.plain_script)
+        traced = tracer.finish()
+        del optimizer
+    return traced
+
+
+def trace_steps(
+    model: torch.nn.Module,
+    tracer: StorageTracer,
+    settings: Settings,
+    device: torch.device,
+    plain_script: bool = False,
+) -> torch.optim.Optimizer:
+    """Run two optimizer steps of full rows on `device` under an active tracer.
+
+    Returns:
+        The optimizer, which holds its state.
+    """
+    optimizer = step.make_optimizer(model, settings)
+    micro_batches = [
+        _batch(settings, device, shared_labels=plain_script)
+        for _ in range(min(settings.gradient_accumulation_steps, 2))
+    ]
+    num_targets = settings.per_device_train_batch_size * (settings.max_length - 1)
+    held = _hold_outputs(model) if plain_script else []
+    with _phases(tracer, model, optimizer):
+        # The first step makes the optimizer's state; what accumulates, accumulates in the second.
+        for batches in (micro_batches[:1], micro_batches):
+            tracer.begin(Phase.FORWARD, Category.ACTIVATION)
+            step.training_step(model, optimizer, batches, num_targets * len(batches), settings)
+            held.clear()
+    return optimizer
+
+
+def _traceable(settings: Settings) -> Settings:
+    """Return settings whose model can be built without a GPU.
+
+    FlashAttention-2's package is not needed to know its memory: for full rows it saves and takes
+    what PyTorch's own flash operator does.
+    """
+    if settings.attn_implementation == "flash_attention_2":
+        return settings.model_copy(update={"attn_implementation": "sdpa"})
+    return settings
+
+
+def _load(base: "PreTrainedModel", request: TraceRequest, tracer: StorageTracer) -> torch.nn.Module:
+    """Load the base under the tracer and add the adapter."""
+    settings = request.settings
+    is_quantized = settings.quantization != "none"
+    warm_up = is_quantized or not request.plain_script
+    load_on_meta(
+        base, tracer, request.dtype, warm_up=warm_up, capacity_bytes=request.capacity_bytes
+    )
+    if request.plain_script and is_quantized:
+        from peft import prepare_model_for_kbit_training
+
+        prepare_model_for_kbit_training(
+            base,
+            use_gradient_checkpointing=settings.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+        tracer.mark(base.parameters(), Category.WEIGHTS)
+    tracer.category = Category.ADAPTER
+    model: torch.nn.Module = build.add_adapter(base, settings)[0]
+    return model
+
+
+def _hold_outputs(model: torch.nn.Module) -> list[Any]:
+    """Keep the model's last outputs alive, as `outputs = model(**batch)` does, in this list."""
+    held: list[Any] = []
+
+    def hold(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
+        held[:] = [outputs]
+
+    model.register_forward_hook(hold)
+    return held
+
+
+def _batch(
+    settings: Settings, device: torch.device, *, shared_labels: bool
+) -> dict[str, torch.Tensor]:
+    """Return a micro-batch of full rows; plain scripts pass the inputs as labels too."""
+    shape = (settings.per_device_train_batch_size, settings.max_length)
+    inputs = torch.zeros(shape, dtype=torch.int64, device=device)
+    labels = inputs if shared_labels else torch.zeros_like(inputs)
+    return {"input_ids": inputs, "labels": labels}
+
+
+@contextlib.contextmanager
+def _gpu_paths(request: TraceRequest) -> Iterator[None]:
+    """Send `meta` tensors where tensors on the device go."""
+    if request.gpu is None:
+        yield
+        return
+    efficient = request.settings.attn_implementation == "sdpa-efficient"
+    with _grouped_kernels(), CudaOperators(request.gpu, efficient_attention=efficient):
+        yield
+
+
+@contextlib.contextmanager
+def bitsandbytes_on_meta(tracer: StorageTracer) -> Iterator[None]:
+    """Let bitsandbytes work on `meta`, and leave nothing of it behind.
+
+    Paged optimizers get their managed memory, which no allocator of torch has, and the tables of
+    quantization that it keeps for the process are put back: on `meta` they have no numbers.
+    """
+    from bitsandbytes import functional
+
+    def paged(*shape: int, dtype: torch.dtype = torch.float32, **_: Any) -> torch.Tensor:
+        with _disable_current_modes():
+            buffer: Any = torch.empty(shape, dtype=dtype, device="meta")
+        tracer.exclude(buffer)
+        buffer.is_paged, buffer.page_deviceid = True, 0
+        result: torch.Tensor = buffer
+        return result
+
+    with (
+        mock.patch.dict(functional.name2qmap, clear=True),
+        mock.patch.object(functional, "get_paged", paged),
+        mock.patch.object(functional, "prefetch_tensor", return_value=None),
+        mock.patch.object(functional, "fill", return_value=None),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _grouped_kernels() -> Iterator[None]:
+    """Let `meta` tensors take the grouped kernels that CUDA tensors take in optimizers."""
+    from torch.utils import _foreach_utils
+
+    optimizer_module = sys.modules[torch.optim.Optimizer.__module__]
+    foreach = [*_foreach_utils._get_foreach_kernels_supported_devices(), "meta"]
+    fused = [*_foreach_utils._get_fused_kernels_supported_devices(), "meta"]
+    with contextlib.ExitStack() as stack:
+        for module in (_foreach_utils, optimizer_module):
+            for name, devices in (
+                ("_get_foreach_kernels_supported_devices", foreach),
+                ("_get_fused_kernels_supported_devices", fused),
+            ):
+                if hasattr(module, name):
+                    stack.enter_context(
+                        mock.patch.object(module, name, lambda devices=devices: devices)
+                    )
+        yield
+
+
+@contextlib.contextmanager
+def _phases(
+    tracer: StorageTracer, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
+    """Tell the tracer which phase of the step runs, by watching what the step calls."""
+    trained = step.trainable_parameters(model)
+    clip = step.clip_gradients
+    update = optimizer.step
+    zero_grad = optimizer.zero_grad
+
+    backward = torch.Tensor.backward
+
+    def traced_backward(loss: torch.Tensor) -> None:
+        tracer.begin(Phase.BACKWARD, Category.ACTIVATION)
+        backward(loss)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        tracer.mark((parameter.grad for parameter in trained), Category.GRADIENT)
+        tracer.begin(Phase.FORWARD, Category.ACTIVATION)
+
+    def traced_clip(*args: Any, **kwargs: Any) -> Any:
+        tracer.begin(Phase.CLIP, Category.OPTIMIZER)
+        return clip(*args, **kwargs)
+
+    def traced_update(*args: Any, **kwargs: Any) -> Any:
+        tracer.begin(Phase.OPTIMIZER, Category.OPTIMIZER)
+        return update(*args, **kwargs)
+
+    def traced_zero_grad(*args: Any, **kwargs: Any) -> Any:
+        tracer.begin(Phase.ZERO_GRAD, Category.OPTIMIZER)
+        return zero_grad(*args, **kwargs)
+
+    with (
+        mock.patch.object(torch.Tensor, "backward", traced_backward),
+        mock.patch.object(step, "clip_gradients", traced_clip),
+        mock.patch.object(optimizer, "step", traced_update),
+        mock.patch.object(optimizer, "zero_grad", traced_zero_grad),
+    ):
+        yield

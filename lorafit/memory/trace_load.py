@@ -1,0 +1,124 @@
+"""Loading, as events: every weight in the order and with the scratch memory of from_pretrained.
+
+The model is built on `meta` without a trace first; this then gives it its storages again, one
+weight after the other, the way transformers does (core_model_loading.py,
+`convert_and_load_state_dict_in_model`): names in natural order, each weight copied to the device
+in its dtype, quantized there, and set. Before that transformers asks for the whole model's bytes
+at once, and gives them back, so that most weights share one segment (`caching_allocator_warmup`).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorafit.config.schema import Settings
+from lorafit.memory.events import Category
+from lorafit.memory.tracer import StorageTracer
+from lorafit.units import GIB
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def quantize_structure(base: "PreTrainedModel", settings: Settings, dtype: torch.dtype) -> None:
+    """Replace the Linear modules that quantization covers by bitsandbytes' modules, on `meta`."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    from lorafit.model.build import quantization_config
+
+    replace_with_bnb_linear(
+        base,
+        modules_to_not_convert=get_keys_to_not_convert(base),
+        quantization_config=quantization_config(settings, dtype),
+    )
+    base.is_loaded_in_4bit = settings.quantization == "nf4"
+    base.is_loaded_in_8bit = settings.quantization == "int8"
+    base.is_quantized = True
+
+
+def load_on_meta(
+    base: "PreTrainedModel",
+    tracer: StorageTracer,
+    dtype: torch.dtype,
+    *,
+    warm_up: bool = True,
+    capacity_bytes: int | None = None,
+) -> None:
+    """Give every weight and buffer of `base` a storage under `tracer`, in loading order.
+
+    Args:
+        base: the model on `meta`, its Linear modules already those of the quantization.
+        tracer: active.
+        dtype: the number format of the checkpoint on the device.
+        warm_up: ask for all bytes at once first, as `from_pretrained` with a `device_map` does;
+            without, weights are taken in the order of the modules, as by `model.to(device)`.
+        capacity_bytes: memory of the device; the warm-up leaves 1.2 GiB of it.
+    """
+    names = [name for name, _ in base.named_parameters()]
+    if warm_up:
+        names.sort(key=_natural_key)
+        total = int(sum(_loaded_bytes(base, name) for name in names))
+        if capacity_bytes is not None:
+            total = min(total, max(0, capacity_bytes - int(1.2 * GIB)))
+        tracer.trace.death(tracer.trace.birth(total // 2 * 2, Category.WEIGHTS))
+    for name in names:
+        _materialize(base, name, dtype)
+    for module in base.modules():
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer)
+    base.tie_weights()
+
+
+def _natural_key(name: str) -> tuple[tuple[int, Any], ...]:
+    parts = name.split(".")
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts)
+
+
+def _loaded_bytes(base: "PreTrainedModel", name: str) -> int:
+    """Return the bytes that the warm-up counts for a weight."""
+    module, weight = _locate(base, name)
+    parameter: torch.Tensor = getattr(module, weight)
+    kind = type(parameter).__name__
+    if kind == "Params4bit":
+        return parameter.numel() // 2
+    if kind == "Int8Params":
+        return parameter.numel()
+    return parameter.numel() * parameter.element_size()
+
+
+def _locate(base: "PreTrainedModel", name: str) -> tuple[torch.nn.Module, str]:
+    path, _, weight = name.rpartition(".")
+    return base.get_submodule(path), weight
+
+
+def _materialize(base: "PreTrainedModel", name: str, dtype: torch.dtype) -> None:
+    module, weight = _locate(base, name)
+    old = module._parameters[weight]
+    assert old is not None, "named_parameters yields only parameters that are there"
+    kind = type(old).__name__
+    if kind == "Params4bit":
+        value = torch.empty(old.shape, dtype=dtype, device="meta")
+        options = dict(old.__dict__)
+        quantized: Any = type(old)(value, requires_grad=False, **options)
+        quantized._quantize(torch.device("meta"))
+        quantized.module = module
+        module.quant_state = quantized.quant_state
+        module._parameters[weight] = quantized
+    elif kind == "Int8Params":
+        module._parameters[weight] = _quantize_int8(old)
+    else:
+        value = torch.empty(old.shape, dtype=old.dtype, device="meta")
+        module._parameters[weight] = torch.nn.Parameter(value, requires_grad=False)
+
+
+def _quantize_int8(old: Any) -> torch.nn.Parameter:
+    options = {key: value for key, value in old.__dict__.items() if key != "SCB"}
+    # transformers brings the weight to the device, back to the host, and to the device again.
+    torch.empty(old.shape, dtype=torch.float16, device="meta")
+    value = torch.empty(old.shape, dtype=torch.float16, device="meta")
+    quantized: Any = type(old)(value, requires_grad=False, **options)
+    quantized._quantize(torch.device("meta"))
+    result: torch.nn.Parameter = quantized
+    return result
