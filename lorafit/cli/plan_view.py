@@ -33,6 +33,7 @@ def _sections(plan: RunPlan) -> list[tuple[str, list[Line]]]:
         ("data", _data(plan)),
         ("batch", _batch(plan)),
         ("schedule", _schedule(plan)),
+        ("memory", _memory(plan)),
         ("speed", _speed(plan)),
         ("disk", _disk(plan)),
     ]
@@ -138,6 +139,17 @@ def _speed(plan: RunPlan) -> list[Line]:
         _why(plan.torch_compile.reason),
         _fact(f"kernels {settings.kernels}"),
         _why(plan.model.chunked_loss.reason),
+    ]
+
+
+def _memory(plan: RunPlan) -> list[Line]:
+    estimate = plan.estimate
+    return [
+        _fact(
+            f"{format_bytes(estimate.peak.process_bytes)} at the peak of "
+            f"{format_bytes(estimate.capacity_bytes)} usable"
+        ),
+        _why(estimate.reasons[-1]),
     ]
 
 

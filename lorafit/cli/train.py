@@ -7,7 +7,7 @@ import typer
 
 from lorafit.cli import console
 from lorafit.cli.settings_flags import RunChoices, with_settings
-from lorafit.errors import ConfigError, LorafitError, Problem, UsageError
+from lorafit.errors import ConfigError, LorafitError, MemoryFitError, Problem, UsageError
 from lorafit.text import escape_control
 from lorafit.units import format_bytes
 
@@ -28,6 +28,12 @@ def command(
             metavar="auto|FOLDER",
         ),
     ] = None,
+    allow_oom_attempt: Annotated[
+        bool,
+        typer.Option(
+            "--allow-oom-attempt", help="Train even though the estimate says it will not fit."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document to stdout at the end.")
     ] = False,
@@ -55,7 +61,7 @@ def command(
 
     try:
         prepare_libraries()
-        plan = plan_run(resolved, device)
+        plan = plan_run(resolved, device, allow_oom_attempt=allow_oom_attempt)
     except ConfigError as failure:
         raise _with_origins(failure, resolved) from None
     console.say(render_plan(plan))
@@ -65,6 +71,11 @@ def command(
         if as_json:
             document = {"schema_version": SCHEMA_VERSION, "status": "planned", **plan.as_dict()}
             console.print_json({**document, "settings": plan.settings.model_dump(mode="json")})
+        try:
+            plan.require_fit()
+        except MemoryFitError as refusal:
+            console.warn(f"train would refuse: {refusal}")
+            console.say(str(refusal.hint))
         console.say("dry run: nothing was trained")
         return
 
@@ -110,7 +121,8 @@ def _say_summary(result: Any) -> None:
         console.say(f"done: {figures['steps']} steps, {loss}")
         console.say(
             f"{figures['tokens']:,} tokens at {figures['tokens_per_second']:,.0f} a second, "
-            f"peak memory {format_bytes(figures['peak_memory_bytes'])}"
+            f"peak memory {format_bytes(figures['peak_memory_bytes'])} "
+            f"(predicted {format_bytes(figures['predicted_peak_memory_bytes'])})"
         )
     adapter = escape_control(shlex.quote(str(result.adapter)))
     console.say(f"adapter: {adapter} (plain PEFT)")

@@ -53,9 +53,16 @@ def attention_context(settings: Settings) -> Iterator[None]:
         yield
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
+    from transformers.integrations import sdpa_attention
 
-    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
-        yield
+    # The operator knows no grouped heads: key and value heads are repeated for it.
+    grouped = sdpa_attention.use_gqa_in_sdpa
+    sdpa_attention.use_gqa_in_sdpa = lambda *_: False
+    try:
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            yield
+    finally:
+        sdpa_attention.use_gqa_in_sdpa = grouped
 
 
 def quantization_config(settings: Settings, dtype: torch.dtype) -> Any:

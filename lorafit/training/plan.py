@@ -16,9 +16,11 @@ from lorafit.files import free_bytes
 from lorafit.hardware.capabilities import effective_torch_compile, verify_supported
 from lorafit.hardware.info import Choice, DeviceInfo
 from lorafit.hardware.precision import choose_compute_dtype
+from lorafit.memory.estimate import Estimate
 from lorafit.model.source import ModelSource, locate_model, read_config
 from lorafit.model.tokenizer import PadToken, choose_pad_token, tokenizer_of
 from lorafit.training.checkpoint import require_disk_space
+from lorafit.training.fit import estimate_run, fit_warnings, require_fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,6 +73,8 @@ class RunPlan:
     batch: BatchPlan
     schedule: Schedule
     disk: DiskPlan
+    estimate: Estimate
+    allows_oom_attempt: bool = False
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -83,6 +87,15 @@ class RunPlan:
         """Rows of a validation batch."""
         settings = self.settings
         return settings.per_device_eval_batch_size or self.batch.per_device_train_batch_size
+
+    def require_fit(self) -> None:
+        """Refuse the run if it would run out of memory.
+
+        Raises:
+            MemoryFitError: it would, and nobody asked to try it all the same.
+        """
+        if not self.allows_oom_attempt:
+            require_fit(self.estimate, self.device, None)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan for run.json and `--dry-run --json`."""
@@ -104,6 +117,14 @@ class RunPlan:
             },
             "data": self.data.report.as_dict(),
             "disk": {**asdict(self.disk), "needed_bytes": self.disk.needed_bytes},
+            "memory": {
+                **self.estimate.document()["peak"],
+                "breakdown": self.estimate.breakdown,
+                "capacity_bytes": self.estimate.capacity_bytes,
+                "headroom_bytes": self.estimate.headroom_bytes,
+                "verdict": self.estimate.verdict,
+                "calibrated": self.estimate.calibrated,
+            },
             "compute_dtype": self.dtype.value,
             "torch_compile": self.torch_compile.value,
             "reasons": self.reasons(),
@@ -122,14 +143,18 @@ class RunPlan:
             "target_modules": self.model.targets.reason,
             "padding": self.pad.reason,
             "loss": self.model.chunked_loss.reason,
+            "memory": self.estimate.reasons[-1],
         }
         if self.resolved.row is not None:
             reasons["hardware_row"] = self.resolved.row.reason
         return reasons
 
 
-def plan_run(resolved: Resolved, device: DeviceInfo) -> RunPlan:
+def plan_run(resolved: Resolved, device: DeviceInfo, *, allow_oom_attempt: bool = False) -> RunPlan:
     """Decide a whole run: reads configuration, tokenizer and data, but no weights.
+
+    The plan of a run that does not fit is returned all the same, to be shown;
+    `RunPlan.require_fit` refuses it.
 
     Raises:
         LorafitError: anything about the run that can be known beforehand is wrong.
@@ -165,6 +190,7 @@ def plan_run(resolved: Resolved, device: DeviceInfo) -> RunPlan:
     model = summarize_model(settings, source)
     disk = _plan_disk(settings, model.num_trainable_parameters, schedule)
     require_disk_space(Path(settings.output_dir), disk.needed_bytes, disk.free_bytes)
+    estimate = estimate_run(settings, batch, source, device, max(data.train.lengths))
     return RunPlan(
         resolved=resolved,
         device=device,
@@ -178,7 +204,14 @@ def plan_run(resolved: Resolved, device: DeviceInfo) -> RunPlan:
         batch=batch,
         schedule=schedule,
         disk=disk,
-        warnings=(*device.warnings, *resolved.warnings, *data.report.warnings),
+        estimate=estimate,
+        allows_oom_attempt=allow_oom_attempt,
+        warnings=(
+            *device.warnings,
+            *resolved.warnings,
+            *data.report.warnings,
+            *fit_warnings(estimate, device),
+        ),
     )
 
 

@@ -22,6 +22,7 @@ from lorafit.report.run_record import RunRecord, Status
 from lorafit.report.tally import Tally
 from lorafit.training.checkpoint import sweep_staging
 from lorafit.training.fingerprint import fingerprint_of
+from lorafit.training.fit import predicted_peak_bytes, verify_free_memory
 from lorafit.training.folder import Start, check_folder, find_start, read_run
 from lorafit.training.plan import RunPlan
 
@@ -58,7 +59,7 @@ def run_training(
         StorageError: the output folder cannot be used, or the disk is full.
         CheckpointError: the folder holds another run, or the checkpoint is damaged.
         ModelError: the weights cannot be loaded.
-        MemoryFitError: memory ran out.
+        MemoryFitError: the run would not fit, or memory ran out.
         DivergedError: loss or gradient became non-finite.
         RunInterruptedError: a signal asked to stop, and a checkpoint was saved.
     """
@@ -69,6 +70,8 @@ def run_training(
     if start.is_complete:
         results = read_run(run_dir).get("results", {})
         return RunResult(run_dir, adapter, results, (start.reason,), was_complete=True)
+    plan.require_fit()
+    verify_free_memory(plan)
     with _memory_errors_explained(plan):
         model, device = _load_model(plan)
         record, events = _open_run_folder(plan, start, notes)
@@ -83,14 +86,20 @@ def run_training(
         except BaseException as failure:
             # Where the disk is the reason, the record cannot be written either.
             with contextlib.suppress(OSError):
-                record.close(_status_of(failure), tally.results())
+                record.close(_status_of(failure), _results(plan, tally))
             raise
     if events.failure:
         record.note(f"events.jsonl is incomplete: {events.failure}")
         for observer in observers:
             observer.on_note(record.notes[-1])
-    record.close("completed", tally.results())
-    return RunResult(run_dir, adapter, tally.results(), tuple(record.notes), was_complete=False)
+    results = _results(plan, tally)
+    record.close("completed", results)
+    return RunResult(run_dir, adapter, results, tuple(record.notes), was_complete=False)
+
+
+def _results(plan: RunPlan, tally: Tally) -> dict[str, Any]:
+    """Return the figures of the run, with the prediction beside the measured memory."""
+    return {**tally.results(), "predicted_peak_memory_bytes": predicted_peak_bytes(plan)}
 
 
 def _load_model(plan: RunPlan) -> "tuple[PeftModel, torch.device]":

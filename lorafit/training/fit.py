@@ -1,0 +1,119 @@
+"""Whether a run fits in memory: asked when it is planned, and again right before it is loaded."""
+
+from typing import TYPE_CHECKING
+
+from lorafit.config.batch import BatchPlan
+from lorafit.config.schema import Settings
+from lorafit.errors import MemoryFitError
+from lorafit.hardware.detect import detect_device
+from lorafit.hardware.info import DeviceInfo
+from lorafit.memory.cache import cached_estimate
+from lorafit.memory.estimate import TIGHT_FRACTION, Estimate, estimate_memory
+from lorafit.model.source import ModelSource
+from lorafit.units import GIB, format_bytes
+
+if TYPE_CHECKING:
+    from lorafit.training.plan import RunPlan
+
+PAD_TO_MULTIPLE = 8
+"""Rows are padded to a multiple of this many tokens, which tensor cores want."""
+_MAC_SYSTEM_BYTES = 4 * GIB
+"""What macOS and its applications need for themselves."""
+_OVERRIDE = "--allow-oom-attempt tries it all the same"
+
+
+def estimate_run(
+    settings: Settings, batch: BatchPlan, source: ModelSource, device: DeviceInfo, longest_row: int
+) -> Estimate:
+    """Return the peak memory of the run as it will really be batched.
+
+    Args:
+        settings: the settings of the run.
+        batch: its micro-batch and accumulation.
+        source: the base model.
+        device: where it runs.
+        longest_row: tokens of the longest row of the data, at most max_length.
+    """
+    padded = -(-longest_row // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+    real = settings.model_copy(
+        update={
+            "per_device_train_batch_size": batch.per_device_train_batch_size,
+            "gradient_accumulation_steps": batch.gradient_accumulation_steps,
+            "effective_batch_size": None,
+            "max_length": padded,
+        }
+    )
+    config = {**source.config}
+    if source.weights is not None:
+        # The number format is chosen by what lies on the disk, whatever config.json says.
+        config["dtype"] = source.weights.stored_dtype
+    return cached_estimate(real, config, device, lambda: estimate_memory(real, config, device))
+
+
+def require_fit(estimate: Estimate, device: DeviceInfo, alternative: str | None) -> None:
+    """Refuse a run that would run out of memory.
+
+    Args:
+        estimate: what the run takes.
+        device: where it would run.
+        alternative: flags of the nearest plan that fits, if there is one.
+
+    Raises:
+        MemoryFitError: with what it takes, what there is, and the alternative.
+    """
+    if estimate.verdict != "exceeds":
+        return
+    peak = estimate.peak.process_bytes
+    raise MemoryFitError(
+        f"this run takes {format_bytes(peak)} at its peak ({estimate.peak.phase.replace('_', ' ')})"
+        f", and {device.name} has {format_bytes(estimate.capacity_bytes)}: it would run out of "
+        "memory",
+        hint=f"add {alternative}\n{_OVERRIDE}" if alternative else _OVERRIDE,
+    )
+
+
+def fit_warnings(estimate: Estimate, device: DeviceInfo) -> list[str]:
+    """Return what is narrow about a run that fits, as sentences."""
+    found = []
+    headroom = format_bytes(max(0, estimate.headroom_bytes))
+    if estimate.verdict == "tight":
+        found.append(
+            f"memory is tight: {headroom} stay free, less than {TIGHT_FRACTION:.0%} of "
+            f"{format_bytes(estimate.capacity_bytes)}; close other programs that use {device.name}"
+        )
+    free = device.free_bytes
+    if device.kind == "mps" and free is not None:
+        rest = free - estimate.peak.process_bytes
+        if rest < _MAC_SYSTEM_BYTES:
+            found.append(
+                f"{format_bytes(max(0, rest))} would be left for macOS and other programs, less "
+                f"than the {format_bytes(_MAC_SYSTEM_BYTES)} they need: the Mac will swap"
+            )
+    return found
+
+
+def predicted_peak_bytes(plan: "RunPlan") -> int:
+    """Return the prediction of what the run's records measure as reserved memory.
+
+    CUDA's counters do not know the context; elsewhere the whole process is measured.
+    """
+    peak = plan.estimate.peak
+    return peak.reserved_bytes if plan.device.kind == "cuda" else peak.process_bytes
+
+
+def verify_free_memory(plan: "RunPlan") -> None:
+    """Look at the memory that is free now, right before the model is loaded.
+
+    Raises:
+        MemoryFitError: other processes have taken what the run needs.
+    """
+    if plan.allows_oom_attempt:
+        return
+    now = detect_device(plan.device.torch_device)
+    needed = plan.estimate.peak.process_bytes
+    if now.free_bytes is not None and now.free_bytes < needed:
+        raise MemoryFitError(
+            f"the run takes {format_bytes(needed)}, but only {format_bytes(now.free_bytes)} of "
+            f"{now.name} are free now: other processes hold the rest",
+            hint=f"close them (lorafit doctor lists them), then run it again; {_OVERRIDE}",
+        )
