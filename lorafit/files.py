@@ -57,6 +57,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def cache_folder() -> Path:
+    """Return lorafit's folder in the user's cache; the variable LORAFIT_CACHE_DIR overrides it."""
+    override = os.environ.get("LORAFIT_CACHE_DIR")
+    if override:
+        return Path(override)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("lorafit")
+
+
 def free_bytes(path: Path) -> int:
     """Return the bytes free for this user on the file system that `path` lies or will lie on."""
     existing = path.absolute()

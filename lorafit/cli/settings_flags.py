@@ -113,7 +113,7 @@ def _source_parameters() -> list[inspect.Parameter]:
     )
     overrides = typer.Argument(
         help="Settings as key=value, such as learning_rate=1e-4.",
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         show_default=False,
     )
     return [
