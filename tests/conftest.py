@@ -18,8 +18,14 @@ class NetworkUsedError(Exception):
     """A test reached for the network; not an OSError, which callers would take for bad luck."""
 
 
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the session: a memory estimate that two tests need is traced once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def _closed_world(monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> None:
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:
@@ -33,6 +39,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in [name for name in os.environ if name.startswith("LORAFIT_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("LORAFIT_CACHE_DIR", str(cache_folder))
 
 
 @pytest.fixture

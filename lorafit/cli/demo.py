@@ -102,25 +102,23 @@ def _figures(examination: "Examination") -> dict[str, float]:
     return {
         "accuracy": report.accuracy,
         "macro_f1": report.macro_f1,
-        "answered": report.answered,
+        "answered": examination.answered,
     }
 
 
 def _show(result: "DemoResult") -> None:
-    before, after = result.before.report, result.after.report
     console.say()
     if result.was_complete:
         console.say("this demo had been trained before: its adapter was used again")
+    both = (result.before, result.after)
     rows = [
-        (name, f"{getattr(before, key):{form}}", f"{getattr(after, key):{form}}")
-        for name, key, form in (
-            ("accuracy", "accuracy", ".1%"),
-            ("macro-F1", "macro_f1", ".3f"),
-            ("answers with a label", "answered", ".1%"),
-        )
+        ("accuracy", *(f"{one.report.accuracy:.1%}" for one in both)),
+        ("macro-F1", *(f"{one.report.macro_f1:.3f}" for one in both)),
+        ("answers that end in a label", *(f"{one.answered:.1%}" for one in both)),
     ]
     title = f"{result.num_problems} held-out problems, names and nouns never seen in training"
     console.out(plain_table(title, ("", "before", "after"), rows))
+    console.say("Where an answer has no label, the label that the model finds likeliest counts.")
     for index in _spread(result):
         was, now = result.before.answers[index], result.after.answers[index]
         console.out("")

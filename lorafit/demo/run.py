@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorafit.demo.nli import DATA_FOLDER
-from lorafit.demo.pretrain import ensure_demo_model
+from lorafit.demo.nli import DATA_FOLDER, LABELS
+from lorafit.demo.pretrain import ensure_demo_model, single_threaded
 from lorafit.demo.recipe import ANSWER_TOKENS, demo_settings
 from lorafit.hardware.detect import detect_device
 
@@ -27,7 +27,13 @@ class Examination:
     """The held-out problems, answered by one model."""
 
     report: "ClassificationReport"
+    """Of the labels; where an answer has none, of the label that the model finds likeliest."""
     answers: "tuple[Answer, ...]"
+
+    @property
+    def answered(self) -> float:
+        """Share of the answers that end in a label by themselves."""
+        return sum(answer.predicted is not None for answer in self.answers) / len(self.answers)
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,12 @@ def run_demo(
     from lorafit.training.plan import plan_run
     from lorafit.training.run import run_training
 
-    before = examine(resolved, None, report("before: answering held-out problems"))
-    result = run_training(plan_run(resolved, device), observers=observers)
-    after = examine(resolved, result.adapter, report("after: answering the same problems"))
+    # Matrices this small gain little from a second thread, and on a shared machine threads that
+    # wait for each other make it many times slower.
+    with single_threaded():
+        before = examine(resolved, None, report("before: answering held-out problems"))
+        result = run_training(plan_run(resolved, device), observers=observers)
+        after = examine(resolved, result.adapter, report("after: answering the same problems"))
     return DemoResult(
         before=before,
         after=after,
@@ -95,9 +104,14 @@ def resolve_demo(model: Path, output_dir: Path) -> "Resolved":
 def examine(
     resolved: "Resolved", adapter: Path | None, progress: Callable[[int, int], None]
 ) -> Examination:
-    """Let the demo's model, with or without the adapter, answer the held-out problems."""
+    """Let the demo's model, with or without the adapter, answer the held-out problems.
+
+    A base model that does not know the layout writes no label. Counting that as wrong would
+    compare layouts, so it is asked for the label that it finds likeliest: about chance.
+    """
     from lorafit.data.records import read_records
     from lorafit.data.sources import resolve_source
+    from lorafit.evaluation.choice import choose_continuations
     from lorafit.evaluation.classification import classification_report
     from lorafit.evaluation.evaluate import answer_records
     from lorafit.evaluation.loading import load_for_inference
@@ -106,7 +120,10 @@ def examine(
     loaded = load_for_inference(settings, detect_device("cpu"), adapter)
     records = read_records(resolve_source(str(DATA_FOLDER / "test.jsonl")), settings).records
     answers = answer_records(loaded, records, settings, _ANSWER_BATCH, ANSWER_TOKENS, progress)
+    unlabelled = [answer for answer in answers if answer.predicted is None]
+    contexts = [f"{answer.prompt} {answer.text}\nAnswer:" for answer in unlabelled]
+    options = [f" {label}" for label in LABELS]
+    chosen = iter(choose_continuations(loaded, contexts, options))
+    predicted = [answer.predicted or next(chosen).strip() for answer in answers]
     truth = [answer.label for answer in answers]
-    return Examination(
-        classification_report(truth, [answer.predicted for answer in answers]), answers
-    )
+    return Examination(classification_report(truth, predicted), answers)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorafit.doctor.check import Outcome, check, error, ok, skip, warn
 from lorafit.doctor.probe import Probe
+from lorafit.files import cache_folder
 from lorafit.hardware.cpu import cpu_device_info
 from lorafit.units import GIB, format_bytes
 
@@ -119,14 +120,11 @@ def hub_cache(probe: Probe) -> Outcome:
 )
 def own_cache(probe: Probe) -> Outcome:
     """Check lorafit's own cache folder."""
-    import platformdirs
-
-    folder = Path(platformdirs.user_cache_dir("lorafit", appauthor=False))
     return _writable_with_space(
-        folder,
+        cache_folder(),
         GIB // 4,
-        "point XDG_CACHE_HOME to a folder with space",
-        "export XDG_CACHE_HOME=/path",
+        "point LORAFIT_CACHE_DIR to a folder with space",
+        "export LORAFIT_CACHE_DIR=/path",
     )
 
 
