@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 ROWS = HERE / "data" / "measured_peaks.csv"
 CONFIGS = HERE / "data" / "configs"
 RESULTS = HERE / "results"
+PEERS = RESULTS / "memory_peers_t4.json"
 
 BOUNDS = {
     "none": {
@@ -145,6 +146,7 @@ def markdown(rows: list[Comparison], document: dict[str, Any]) -> str:
     for kind, figures in document["summary"].items():
         for figure, errors in figures.items():
             lines.append(f"| {kind} | {figure} | {errors['mean']:.3%} | {errors['worst']:.3%} |")
+    lines += peer_lines(document["summary"])
     lines += ["", "| run | | base | allocated MiB | error | process MiB | error |"]
     lines += ["|---|---|---|---|---|---|---|"]
     lines += [
@@ -154,6 +156,39 @@ def markdown(rows: list[Comparison], document: dict[str, Any]) -> str:
         for row in rows
     ]
     return "\n".join(lines) + "\n"
+
+
+def peer_lines(summary: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Return a table of other estimators' mean errors on the same runs beside these.
+
+    It is read from the results of bench/memory_peers.py; without those there is no table.
+    """
+    if not PEERS.is_file():
+        return []
+    lines = [
+        "",
+        "Other estimators on the same runs (mean and worst absolute error), from "
+        f"[{PEERS.with_suffix('.md').name}]({PEERS.with_suffix('.md').name}):",
+        "",
+        "| estimator | against | unquantized | worst | NF4 | worst |",
+        "|---|---|---|---|---|---|",
+    ]
+    for figure in ("allocated", "process"):
+        cells = [summary[kind][figure] if kind in summary else None for kind in BOUNDS]
+        lines.append(f"| **lorafit** | {figure} | {' | '.join(map(_errors, cells))} |")
+    for peer in json.loads(PEERS.read_text())["estimators"]:
+        for figure in peer["figures"]:
+            against = figure["against"].removesuffix("_bytes")
+            cells = [figure["unquantized"], figure["nf4"]]
+            name = f"{peer['name']}: {figure['name']}"
+            lines.append(f"| {name} | {against} | {' | '.join(map(_errors, cells))} |")
+    return lines
+
+
+def _errors(spread: dict[str, float] | None) -> str:
+    if spread is None:
+        return "none | none"
+    return f"{spread['mean']:.2%} | {abs(spread['worst']):.2%}"
 
 
 def main() -> int:

@@ -1,148 +1,295 @@
 """`lorafit estimate-memory`: what a run takes at its peak, and whether it fits."""
 
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from lorafit.cli import console
 from lorafit.cli.settings_flags import RunChoices, with_settings
-from lorafit.errors import ExitCode, ModelError
-from lorafit.text import escape_control, excerpt
-from lorafit.units import format_bytes
+from lorafit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from lorafit.cli.estimate_question import Options, Question
+    from lorafit.memory.advice import Advice
     from lorafit.memory.estimate import Estimate
 
-_BAR_WIDTH = 50
-# key of the breakdown, what it is called, colour
-_PARTS = (
-    ("weights_bytes", "base weights", "blue"),
-    ("adapter_bytes", "adapter", "cyan"),
-    ("gradient_bytes", "gradients", "magenta"),
-    ("optimizer_bytes", "optimizer", "yellow"),
-    ("activation_bytes", "activations", "green"),
-    ("logits_bytes", "logits and loss", "bright_green"),
-    ("workspace_bytes", "kernels' scratch", "bright_black"),
-    ("fragmentation_bytes", "cached or fragmented", "white"),
-    ("context_bytes", "device context", "red"),
-)
-_VERDICT_STYLE = {"fits": "green", "tight": "yellow", "exceeds": "red"}
+_ASK_PANEL = "What to ask"
+
+
+def _option(name: str, help_text: str, metavar: str | None = None) -> Any:
+    return typer.Option(name, help=help_text, metavar=metavar, rich_help_panel=_ASK_PANEL)
 
 
 @with_settings
 def command(
     choices: RunChoices,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document to stdout.")
+    as_json: Annotated[bool, _option("--json", "Print one JSON document to stdout.")] = False,
+    compare: Annotated[
+        str | None, _option("--compare", "Presets side by side: high,balanced,low.", "A,B,...")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        _option(
+            "--sweep",
+            "One setting over values: max_length=512,1024; batch_size=1..16 doubles, "
+            "batch_size=4..16:4 takes steps of 4; hardware=t4,a10g: which device is enough?",
+            "NAME=VALUES",
+        ),
+    ] = None,
+    max_batch: Annotated[
+        bool, _option("--max-batch", "Find the largest micro-batch that fits.")
     ] = False,
+    timeline: Annotated[
+        Path | None,
+        _option("--timeline", "Draw memory over the run into a .html, .png or .svg file.", "FILE"),
+    ] = None,
+    advice: Annotated[
+        bool | None,
+        _option(
+            "--advice/--no-advice",
+            "When it is tight or exceeds: what to change first, each change traced. On, but off "
+            "with --json.",
+        ),
+    ] = None,
     expandable_segments: Annotated[
         bool,
-        typer.Option(
+        _option(
             "--expandable-segments",
-            help="Estimate with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
+            "Estimate with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
         ),
     ] = False,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Trace again, even if the answer is stored.")
+        bool, _option("--no-cache", "Trace again, even if the answer is stored.")
     ] = False,
 ) -> None:
     """Say how much memory a run takes at its peak, before it starts. Exit code 4: does not fit.
 
     `--kernels stock`, given on the command line, estimates a plain script around transformers
-    and PEFT instead of lorafit's own training.
+    and PEFT instead of lorafit's own training. With `--compare` and `--sweep` the exit code is 4
+    only when nothing fits.
 
     Examples:
       lorafit estimate-memory --preset balanced --hardware a10g
 
       lorafit estimate-memory --model microsoft/phi-2 --hardware t4 --quantization nf4 --json
 
+      lorafit estimate-memory --compare high,balanced,low --hardware a10g
+
       lorafit estimate-memory --preset high && lorafit train --preset high --data my.jsonl
     """
-    resolved, device = choices.resolve()
-    settings = resolved.settings
-    plain_script = settings.kernels == "stock" and resolved.is_explicit("kernels")
-    config = _model_config(settings.model, settings.revision)
-    from lorafit.memory.cache import cached_estimate
-    from lorafit.memory.estimate import estimate_memory
+    from lorafit.cli.estimate_question import Options
 
-    def compute() -> "Estimate":
-        from lorafit.model.libraries import prepare_libraries
-
-        prepare_libraries()
-        return estimate_memory(
-            settings,
-            config,
-            device,
-            plain_script=plain_script,
-            expandable_segments=expandable_segments,
-        )
-
-    variant = f"plain={plain_script} expandable={expandable_segments}"
-    if no_cache:
-        estimate = compute()
+    _require_one_question(
+        compare=compare, sweep=sweep, max_batch=max_batch or None, timeline=timeline
+    )
+    if advice and (compare is not None or sweep is not None or max_batch):
+        raise UsageError("--advice is about one run", hint="ask about that run on its own")
+    options = Options(expandable_segments=expandable_segments, use_cache=not no_cache)
+    if compare is not None:
+        fits = _compare(choices, compare, options, as_json)
+    elif sweep is not None:
+        fits = _sweep(choices, sweep, options, as_json)
+    elif max_batch:
+        fits = _max_batch(choices, options, as_json)
     else:
-        estimate = cached_estimate(settings, config, device, compute, variant=variant)
-    if as_json:
-        console.print_json(estimate.document())
-    else:
-        console.out(render(estimate))
-    if estimate.verdict == "exceeds":
+        wants_advice = not as_json if advice is None else advice
+        fits = _single(choices, options, as_json, wants_advice, timeline)
+    if not fits:
         raise typer.Exit(int(ExitCode.DEVICE))
 
 
-def _model_config(name: str, revision: str | None) -> dict[str, Any]:
-    """Return config.json of a folder, of a bundled model, or of a hub model."""
-    from lorafit.model.architectures import bundled_config, bundled_models
-    from lorafit.model.source import locate_model
-
-    bundled = None if Path(name).exists() else bundled_config(name)
-    if bundled is not None:
-        return bundled
-    try:
-        return locate_model(name, revision, need_weights=False).config
-    except ModelError as failure:
-        if Path(name).exists() or "/" not in name:
-            raise
-        known = ", ".join(bundled_models())
-        hint = f"{failure.hint}; known without a download: {known}" if failure.hint else known
-        raise ModelError(failure.message, hint=hint, where=failure.where) from None
+def _require_one_question(**given: object) -> None:
+    asked = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if len(asked) > 1:
+        raise UsageError(
+            f"{' and '.join(asked)} ask different questions", hint=f"ask {asked[0]} on its own"
+        )
+    for name in ("compare", "sweep", "timeline"):
+        if given[name] is not None and str(given[name]) in ("", "."):
+            raise UsageError(f"--{name} is empty", hint=f"give a value, or leave --{name} out")
 
 
-def render(estimate: "Estimate") -> Text:
-    """Return the estimate for people: a bar of the capacity, its parts, the verdict."""
-    peak, capacity = estimate.peak, estimate.capacity_bytes
-    text = Text()
-    text.append(f"{escape_control(excerpt(estimate.model))}", style="bold")
-    text.append(f" on {escape_control(estimate.hardware['name'])}\n\n")
-    text.append_text(_bar(estimate))
-    text.append("\n\n")
-    for key, label, colour in _PARTS:
-        size = estimate.breakdown[key]
-        text.append("  █ ", style=colour)
-        text.append(f"{label:22}{format_bytes(size):>10}\n")
-    text.append(f"    {'process at its peak':22}{format_bytes(peak.process_bytes):>10}")
-    text.append(f"  in the {peak.phase.replace('_', ' ')} phase\n", style="dim")
-    text.append(f"    {'of which allocated':22}{format_bytes(peak.allocated_bytes):>10}\n")
-    text.append(f"    {'capacity':22}{format_bytes(capacity):>10}\n\n")
-    *facts, verdict = estimate.reasons
-    text.append(verdict + "\n", style=f"bold {_VERDICT_STYLE[estimate.verdict]}")
-    for fact in facts:
-        text.append(f"  {escape_control(fact)}\n", style="dim")
-    text.right_crop(1)
-    return text
+def _single(
+    choices: RunChoices,
+    options: "Options",
+    as_json: bool,
+    wants_advice: bool,
+    timeline: Path | None,
+) -> bool:
+    from lorafit.cli.estimate_question import ask
+
+    if timeline is not None:
+        from lorafit.memory.timeline_chart import require_chart_file
+
+        require_chart_file(timeline)
+    question = ask(choices, options)
+    estimate = _answer(question)
+    if timeline is not None:
+        _draw(question, estimate, timeline)
+    found = _advise(question, estimate) if wants_advice and estimate.verdict != "fits" else None
+    if as_json:
+        console.print_json(_document(question, found, timeline))
+    else:
+        from lorafit.cli.estimate_view import render, screen_of
+
+        screen = screen_of(console.stdout_console())
+        console.out(render(estimate, screen, question.assumptions(), found))
+    if timeline is not None:
+        console.say(f"memory over the run: {timeline}")
+    return estimate.verdict != "exceeds"
 
 
-def _bar(estimate: "Estimate") -> Text:
-    """Return a bar in which each part has its share of the capacity, or of the larger peak."""
-    scale = max(estimate.capacity_bytes, estimate.peak.process_bytes)
-    bar, filled, total = Text("  "), 0, 0
-    for key, _, colour in _PARTS:
-        total += estimate.breakdown[key]
-        cells = round(total / scale * _BAR_WIDTH) - filled
-        bar.append("█" * cells, style=colour)
-        filled += cells
-    bar.append("░" * (_BAR_WIDTH - filled), style="dim")
-    bar.append(f"  {estimate.peak.process_bytes / estimate.capacity_bytes:.0%}")
-    return bar
+def _answer(question: "Question", label: str = "") -> "Estimate":
+    """Return the estimate, made or remembered."""
+    what = f"tracing a training step {label}".rstrip()
+    with _watched(f"{what} ..."):
+        return question.estimate()
+
+
+def _watched(what: str) -> AbstractContextManager[object]:
+    """Show whoever watches a terminal that something happens; say nothing to a file."""
+    return console.stderr_console().status(what) if sys.stderr.isatty() else nullcontext()
+
+
+def _draw(question: "Question", estimate: "Estimate", file: Path) -> None:
+    from lorafit.memory.allocator import CachingAllocator
+    from lorafit.memory.estimate import trace_run
+    from lorafit.memory.timeline import build_timeline
+    from lorafit.memory.timeline_chart import write_chart
+    from lorafit.model.libraries import prepare_libraries
+
+    prepare_libraries()
+    trace = trace_run(
+        question.settings,
+        dict(question.config),
+        question.device,
+        plain_script=question.is_plain(question.settings),
+    )
+    allocator = CachingAllocator(expandable_segments=question.options.expandable_segments)
+    write_chart(file, build_timeline(trace, allocator), estimate, question.assumptions())
+
+
+def _advise(question: "Question", estimate: "Estimate") -> "Advice":
+    from lorafit.memory.advice import advise
+
+    with _watched("looking for what to change ..."):
+        return advise(question.settings, estimate, question.device.kind, question.estimate)
+
+
+def _document(
+    question: "Question", advice: "Advice | None", timeline: Path | None
+) -> dict[str, Any]:
+    document = question.document()
+    if advice is not None:
+        from lorafit.memory.advice import advice_document
+
+        document["advice"] = advice_document(advice)
+    if timeline is not None:
+        document["timeline"] = str(timeline)
+    return document
+
+
+def _compare(choices: RunChoices, presets: str, options: "Options", as_json: bool) -> bool:
+    from lorafit.cli.estimate_question import ask
+
+    if choices.preset is not None:
+        raise UsageError(
+            "--preset and --compare both name presets", hint="name all of them in --compare"
+        )
+    names = list(dict.fromkeys(name.strip() for name in presets.split(",")))
+    questions = [(name, ask(replace(choices, preset=name), options)) for name in names]
+    answers = [(name, _answer(question, f"of {name}")) for name, question in questions]
+    if as_json:
+        documents = [{"preset": name, **question.document()} for name, question in questions]
+        console.print_json(_list_document({"compare": names}, documents))
+    else:
+        from lorafit.cli.estimate_tables import comparison_table
+        from lorafit.cli.estimate_view import screen_of
+
+        _say_subject(questions[0][1])
+        console.out(comparison_table(answers, screen_of(console.stdout_console())))
+    return any(estimate.verdict != "exceeds" for _, estimate in answers)
+
+
+def _sweep(choices: RunChoices, text: str, options: "Options", as_json: bool) -> bool:
+    from lorafit.cli.estimate_question import ask, with_value
+    from lorafit.memory.sweep import parse_sweep
+
+    sweep = parse_sweep(text)
+    questions = [
+        (value, ask(with_value(choices, sweep.name, value), options)) for value in sweep.values
+    ]
+    if len(questions) > 1 and len({question.identity() for _, question in questions}) == 1:
+        raise UsageError(f"{sweep.name} does not change what a run takes", where="--sweep")
+    answers = [
+        (value, _answer(question, f"with {sweep.name}={value}")) for value, question in questions
+    ]
+    if as_json:
+        documents = [{sweep.name: value, **question.document()} for value, question in questions]
+        console.print_json(
+            _list_document({"sweep": {"name": sweep.name, "values": list(sweep.values)}}, documents)
+        )
+    else:
+        from lorafit.cli.estimate_tables import sweep_table
+        from lorafit.cli.estimate_view import screen_of
+
+        _say_subject(questions[0][1], sweep.name)
+        console.out(sweep_table(sweep.name, answers, screen_of(console.stdout_console())))
+    return any(estimate.verdict != "exceeds" for _, estimate in answers)
+
+
+def _max_batch(choices: RunChoices, options: "Options", as_json: bool) -> bool:
+    from lorafit.cli.estimate_question import ask
+    from lorafit.memory.sweep import largest_micro_batch
+
+    question = ask(choices, options)
+    name = "per_device_train_batch_size"
+
+    def estimate(rows: int) -> "Estimate":
+        with _watched(f"tracing a step of {rows} rows ..."):
+            return question.estimate(question.settings.model_copy(update={name: rows}))
+
+    found = largest_micro_batch(estimate)
+    if as_json:
+        documents = [e.document() for e in found.estimates.values()]
+        console.print_json(_list_document({f"max_{name}": found.rows}, documents))
+        return found.rows > 0
+    from lorafit.cli.estimate_tables import sweep_table
+    from lorafit.cli.estimate_view import screen_of
+
+    _say_subject(question, name)
+    answers = [(str(rows), e) for rows, e in found.estimates.items()]
+    console.out(sweep_table(name, answers, screen_of(console.stdout_console())))
+    console.out(_largest_sentence(found.rows, question.effective_batch_size))
+    return found.rows > 0
+
+
+def _largest_sentence(rows: int, effective: int) -> str:
+    if rows == 0:
+        return "not even a micro-batch of 1 fits; without --max-batch you see what to change"
+    divisor = next(n for n in range(min(rows, effective), 0, -1) if effective % n == 0)
+    return (
+        f"the largest micro-batch that fits: {rows}\n"
+        f"for an effective batch of {effective}: --per-device-train-batch-size {divisor} "
+        f"--gradient-accumulation-steps {effective // divisor}"
+    )
+
+
+def _list_document(asked: dict[str, Any], documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    from lorafit.memory.estimate import SCHEMA_VERSION
+
+    return {"schema_version": SCHEMA_VERSION, **asked, "estimates": list(documents)}
+
+
+def _say_subject(question: "Question", swept: str = "") -> None:
+    """Say what the table is about: on stderr, as the table's figures are the data."""
+    from lorafit.text import escape_control, excerpt
+
+    model = "" if swept == "model" else escape_control(excerpt(question.settings.model))
+    device = "" if swept == "hardware" else f"on {question.device.name}"
+    console.say(f"{model} {device}".strip())

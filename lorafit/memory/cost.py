@@ -1,19 +1,23 @@
 """How long a plan takes, as a model: enough to rank plans, not to predict seconds.
 
-A pass over a micro-batch takes the larger of the time for its arithmetic and the time to read the
-weights once (roofline: https://doi.org/10.1145/1498765.1498785), so that small micro-batches cost
-more a token. A frozen base needs 2 FLOPs a parameter and token forward and 2 backward (no weight
-gradients); a checkpointed layer adds its forward once more.
+A frozen base needs 2 FLOPs a parameter and token forward and 2 backward (no weight gradients); a
+checkpointed layer adds its forward once more. On top, every pass over a layer reads its weights,
+however few tokens it takes (roofline: https://doi.org/10.1145/1498765.1498785), and launches its
+kernels: this is why small micro-batches cost more a token.
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Share of the peak that large matrix products reach, and of the bandwidth that reads reach. Both
-# scale every plan alike when all are bound by the same limit; they are round figures.
+# Share of the peak that large matrix products reach, and of the bandwidth that reads reach: round
+# figures. They scale every plan alike where all are bound by the same limit.
 _PRODUCT_EFFICIENCY = 0.6
 _BANDWIDTH_EFFICIENCY = 0.8
+_LAUNCH_SECONDS = 5e-6
+_LAUNCHES_A_LAYER = 80
+"""Kernels of a layer's forward with adapters on all of its products, and for its backward."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,10 @@ class Workload:
     """Parameters of one decoder layer's matrix products."""
     head_parameters: int
     """Parameters of the output layer."""
-    hidden_size: int
-    weight_bytes: int
-    """Bytes of all frozen weights as they lie in memory."""
+    attention_size: int
+    """Width of all query heads together."""
+    layer_bytes: float
+    """Bytes moved to use one layer's weights once: their size, or what unpacking them takes."""
     row_lengths: tuple[int, ...]
     """Tokens of real rows; one entry of max_length where the data is not known."""
 
@@ -37,33 +42,38 @@ class Throughput:
     """What a device can do at best."""
 
     matmul_flops: float
-    """Floating point operations a second of dense 16-bit matrix products."""
+    """Floating point operations a second of dense matrix products in the compute dtype."""
     bandwidth: float
     """Bytes a second from memory."""
 
 
-def expected_longest(row_lengths: Sequence[int], micro_batch: int) -> float:
+def expected_longest(row_lengths: Iterable[int], micro_batch: int) -> float:
     """Return the expected length of the longest of `micro_batch` rows drawn without replacement.
 
-    All rows of a micro-batch are padded to it. E[max] = sum over the sorted lengths of
-    length x (P(max index <= i) - P(max index <= i-1)), with P(max index <= i) = C(i, m) / C(n, m).
+    All rows of a micro-batch are padded to it. With i of the n rows no longer than a length, the
+    longest of m rows is no longer with probability C(i, m) / C(n, m). Fewer rows than a
+    micro-batch repeat, so their longest is in it.
     """
-    lengths = sorted(row_lengths)
-    n = len(lengths)
+    counts = Counter(row_lengths)
+    n = counts.total()
     m = min(micro_batch, n)
-    total, below = 0.0, 0.0
-    for i in range(m, n + 1):
-        # C(i, m) / C(n, m) by logarithms: the binomials overflow long before n is a data set.
-        log_share = (
-            math.lgamma(i + 1)
-            - math.lgamma(i - m + 1)
-            - math.lgamma(n + 1)
-            + math.lgamma(n - m + 1)
-        )
-        share = math.exp(log_share)
-        total += lengths[i - 1] * (share - below)
+    total, below, i = 0.0, 0.0, 0
+    for length, count in sorted(counts.items()):
+        i += count
+        share = _share_of_draws(i, n, m)
+        total += length * (share - below)
         below = share
     return total
+
+
+def _share_of_draws(i: int, n: int, m: int) -> float:
+    """Return C(i, m) / C(n, m); by logarithms, as the binomials of a data set overflow."""
+    if i < m:
+        return 0.0
+    if i == n:
+        return 1.0
+    parts = (math.lgamma(i + 1), -math.lgamma(i - m + 1), -math.lgamma(n + 1))
+    return math.exp(sum(parts) + math.lgamma(n - m + 1))
 
 
 def step_seconds(
@@ -72,16 +82,34 @@ def step_seconds(
     micro_batch: int,
     accumulation: int,
     checkpointed_layers: int,
+    longest_row: float | None = None,
 ) -> float:
-    """Return the modelled seconds of an optimizer step on one device."""
-    tokens = micro_batch * expected_longest(work.row_lengths, micro_batch)
-    length = tokens / micro_batch
-    # Scores and weighted sum: 2 products of 2 x length x hidden FLOPs a token, half of them masked.
-    attention = 2 * length * work.hidden_size
-    layer_flops = tokens * (2 * work.layer_parameters + attention)
-    passes = 2 * work.num_layers + checkpointed_layers
-    flops = passes * layer_flops + 2 * tokens * 2 * work.head_parameters
+    """Return the modelled seconds of an optimizer step on one device.
+
+    Args:
+        work: what is computed.
+        device: what computes it.
+        micro_batch: rows of a pass.
+        accumulation: passes of a step.
+        checkpointed_layers: layers whose forward runs twice.
+        longest_row: `expected_longest` of the rows and the micro-batch, if it is known already.
+    """
+    if longest_row is None:
+        longest_row = expected_longest(work.row_lengths, micro_batch)
+    tokens = micro_batch * longest_row
+    # Products of queries with keys and of weights with values: 2 x 2 x length x width FLOPs a
+    # token, of which the causal mask spares half. Backward has gradients for both factors.
+    attention = 2 * longest_row * work.attention_size
+    products = 2 * work.layer_parameters
+    forwards = work.num_layers + checkpointed_layers
+    flops = tokens * (
+        forwards * (products + attention)
+        + work.num_layers * (products + 2 * attention)
+        + 2 * 2 * work.head_parameters
+    )
+    passes = forwards + work.num_layers
     compute = flops / (device.matmul_flops * _PRODUCT_EFFICIENCY)
-    reads = work.weight_bytes * passes / work.num_layers
-    memory = reads / (device.bandwidth * _BANDWIDTH_EFFICIENCY)
-    return accumulation * max(compute, memory)
+    reads = passes * work.layer_bytes / (device.bandwidth * _BANDWIDTH_EFFICIENCY)
+    launches = passes * _LAUNCHES_A_LAYER * _LAUNCH_SECONDS
+    # Reads hide behind arithmetic only in part: their sum keeps larger passes a little ahead.
+    return accumulation * max(compute + reads, launches)

@@ -4,143 +4,57 @@
 are given back when it returns. Every size is the formula of the kernel that is named as source,
 none is measured. Sizes are in bytes.
 
-Legend: B rows, H heads, M queries, N keys, D head size, K inner dimension of a product.
+Legend: N outputs and K inner dimension of a product.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 import torch
 
-from lorafit.memory.gpu import GpuTraits
-
-_aten = torch.ops.aten
-Sizes = list[int]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of an operator, with its outputs."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    gpu: GpuTraits
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """A row of the table."""
-
-    source: str
-    """Where the formula comes from."""
-    before: Callable[[Call], Sizes] | None = None
-    """Buffers taken before the outputs exist."""
-    after: Callable[[Call], Sizes] | None = None
-    """Buffers taken once the outputs exist."""
-
-
-def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Return the bytes of a contiguous copy of a tensor."""
-    return tensor.numel() * tensor.element_size()
-
-
-def _copy_unless_contiguous(*tensors: torch.Tensor) -> Sizes:
-    return [tensor_bytes(tensor) for tensor in tensors if not tensor.is_contiguous()]
+from lorafit.memory.cuda_attention import ATTENTION
+from lorafit.memory.scratch import Call, Scratch, Sizes, copy_unless_contiguous, tensor_bytes
 
 
 def _softmax_input(call: Call) -> Sizes:
-    return _copy_unless_contiguous(call.args[0])
+    return copy_unless_contiguous(call.args[0])
 
 
 def _softmax_backward(call: Call) -> Sizes:
     # The kernel multiplies grad by output into a tensor of its own first.
     grad, output = call.args[:2]
-    return [tensor_bytes(grad), *_copy_unless_contiguous(output)]
+    return [tensor_bytes(grad), *copy_unless_contiguous(output)]
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return ceil(number / multiple) * multiple
+def _logsumexp(call: Call) -> Sizes:
+    """The maxima, and a copy of the input from which they are subtracted."""
+    source, dims = call.args[:2]
+    num_sums = source.numel()
+    for dim in dims:
+        num_sums //= source.shape[dim]
+    return [num_sums * source.element_size(), tensor_bytes(source)]
 
 
-def _efficient_backward_grad(call: Call) -> Sizes:
-    # The kernel reads grad as [B, M, H, D] and copies it if it lies otherwise.
-    return _copy_unless_contiguous(call.args[0].transpose(1, 2))
+def _safe_softmax(call: Call) -> Sizes:
+    """The softmax, and which scores are hidden: the output is a third tensor."""
+    scores = call.args[0]
+    num_rows = scores.numel() // scores.shape[-1]
+    return [tensor_bytes(scores), scores.numel(), num_rows, scores.element_size()]
 
 
-def _efficient_backward(call: Call) -> Sizes:
-    query, key, value = call.args[1:4]
-    rows, heads, num_queries, head_dim = query.shape
-    num_keys = key.shape[2]
-    dropout = call.args[9] > 0 if len(call.args) > 9 else False
-    is_half = query.dtype != torch.float32
-    largest = max(head_dim, value.shape[3])
-    block_i, block_j, max_k = _backward_kernel(call.gpu, largest, is_half, dropout)
-    in_registers = is_half and max_k <= block_i
-    capability = call.gpu.compute_capability
-    delta = rows * heads * num_queries * 4
-    sizes = [delta]
-    if not (is_half and (in_registers or capability[0:2] != (7, 0))):
-        sizes = [tensor_bytes(call.args[0]) * 4 // call.args[0].element_size(), delta]
-    splits = ceil(num_keys / block_j)
-    if rows * heads >= 256 and num_keys <= 2 * block_j:
-        splits = 1
-    accumulates_keys = is_half and not in_registers
-    if accumulates_keys:
-        splits = min(splits, 200 // (rows * heads))
-    splits = max(splits, 1)
-    floats = ceil(num_queries / block_i) * ceil(head_dim / block_j) * (4 + block_i * block_j)
-    if accumulates_keys:
-        width = _round_up(head_dim, block_i) + _round_up(value.shape[3], block_i)
-        floats += splits * block_j * width
-    return [*sizes, rows * heads * _round_up(floats, 4) * 4]
+def _quantized_rows(call: Call) -> Sizes:
+    """Absolute values of fp16 inputs, and which of them are outliers."""
+    threshold = call.args[1] if len(call.args) > 1 else call.kwargs.get("threshold", 0.0)
+    inputs = call.args[0]
+    return [tensor_bytes(inputs), inputs.numel()] if threshold > 0 else []
 
 
-def _backward_kernel(
-    gpu: GpuTraits, head_dim: int, is_half: bool, dropout: bool
-) -> tuple[int, int, int]:
-    """Return (queries a block, keys a block, largest head size) of the kernel that is taken."""
-    large_memory = gpu.shared_memory_bytes >= 140 * 1024
-    if head_dim <= 32:
-        return 64, 64, 32
-    if head_dim <= 64:
-        return 64, 64, 64
-    ampere = gpu.compute_capability[0] >= 8
-    if ampere and is_half and not large_memory and head_dim <= 96 and not dropout:
-        return 128, 64, 96
-    if head_dim <= 128:
-        if is_half and ampere and large_memory:
-            return 128, 128, 128
-        if is_half and not ampere:
-            return 128, 64, 128
-        return 64, 64, 128
-    return 64, 64, 1 << 16
-
-
-def _efficient_forward(call: Call) -> Sizes:
-    # Heads wider than 128 keep their fp32 sums in memory.
-    query, value = call.args[0], call.args[2]
-    if value.shape[-1] <= 128 or query.dtype == torch.float32:
-        return []
-    return [query.shape[0] * query.shape[1] * query.shape[2] * value.shape[-1] * 4]
-
-
-def _flash_backward_grad(call: Call) -> Sizes:
-    grad, out = call.args[0], call.args[4]
-    return _copy_unless_contiguous(grad.transpose(1, 2), out.transpose(1, 2))
-
-
-def _flash_backward(call: Call) -> Sizes:
-    query, key = call.args[1:3]
-    rows, heads, num_queries, head_dim = query.shape
-    key_heads, num_keys = key.shape[1], key.shape[2]
-    queries = _round_up(num_queries, 128)
-    width = _round_up(head_dim, 32) if head_dim <= 192 else 256
-    sizes = [rows * heads * queries * 4, rows * queries * heads * width * 4]
-    if key_heads != heads:
-        sizes += [rows * num_keys * heads * head_dim * query.element_size()] * 2
-    return sizes
+def _int8_product(call: Call) -> Sizes:
+    """Sums in int32, and the fp16 product that is converted where another dtype is wanted."""
+    inputs, quantized, weight = call.args[:3]
+    num_outputs = quantized.numel() // quantized.shape[-1] * weight.shape[0]
+    half = [] if inputs.dtype == torch.float16 else [num_outputs * 2]
+    return [num_outputs * 4, *half]
 
 
 def _foreach_norm(call: Call) -> Sizes:
@@ -181,24 +95,25 @@ SCRATCH: dict[str, Scratch] = {
     "aten::_softmax_backward_data": Scratch(
         "cuda/SoftMax.cu softmax_backward_cuda_out", after=_softmax_backward
     ),
-    "aten::_scaled_dot_product_efficient_attention": Scratch(
-        "transformers/cuda/attention.cu kNeedsOutputAccumulatorBuffer", after=_efficient_forward
+    "aten::_safe_softmax": Scratch(
+        "SoftMax.cpp _safe_softmax", before=_safe_softmax, on_every_device=True
     ),
-    "aten::_scaled_dot_product_efficient_attention_backward": Scratch(
-        "transformers/cuda/attention_backward.cu, mem_eff_attention/kernel_backward.h",
-        before=_efficient_backward_grad,
-        after=_efficient_backward,
+    "aten::logsumexp": Scratch(
+        "ReduceOps.cpp logsumexp_out_impl", before=_logsumexp, on_every_device=True
     ),
-    "aten::_scaled_dot_product_flash_attention_backward": Scratch(
-        "transformers/cuda/flash_attn/flash_api.cpp mha_bwd",
-        before=_flash_backward_grad,
-        after=_flash_backward,
-    ),
+    **ATTENTION,
     "aten::_foreach_norm": Scratch(
         "cuda/ForeachReduceOp.cu foreach_tensor_norm_cuda", before=_foreach_norm
     ),
     "bitsandbytes::gemm_4bit": Scratch(
         "bitsandbytes/backends/cuda/ops.py _dequant_linear_fallback", before=_dequantized_weight
+    ),
+    "bitsandbytes::int8_vectorwise_quant": Scratch(
+        "bitsandbytes/backends/cuda/ops.py int8_vectorwise_quant", after=_quantized_rows
+    ),
+    "bitsandbytes::int8_mixed_scaled_mm": Scratch(
+        "bitsandbytes/backends/cuda/ops.py int8_linear_matmul, int8_mm_dequant",
+        before=_int8_product,
     ),
 }
 

@@ -27,8 +27,11 @@ SCHEMA_VERSION = 1
 TIGHT_FRACTION = 0.1
 """Headroom below this share of the capacity is tight: other processes and longer rows eat it."""
 
-_CPU_PROCESS_BYTES = 700 * MIB
+_CPU_PROCESS_BYTES = 440 * MIB
+"""Python, PyTorch, transformers, PEFT and their code, measured on Linux x86-64 (torch 2.13) as
+the resident memory of a process that trains a model of no size; bench/memory_cpu.py measures it."""
 _MPS_PROCESS_BYTES = 300 * MIB
+"""What Metal keeps beside PyTorch's tensors: kernels, command buffers. A guess: never measured."""
 _DEFAULT_MULTIPROCESSORS = 80
 
 Verdict = Literal["fits", "tight", "exceeds"]
@@ -124,18 +127,20 @@ def estimate_memory(
         model_config.get("dtype") or model_config.get("torch_dtype"),
     )
     gpu = gpu_traits(device)
-    trace = _trace(settings, model_config, dtype.value, gpu, device.usable_bytes, plain_script)
-    if gpu is not None:
-        context, context_reason = context_bytes(gpu, device.catalog_key)
-    else:
-        context = _CPU_PROCESS_BYTES if device.kind == "cpu" else _MPS_PROCESS_BYTES
-        context_reason = f"about {format_bytes(context)} for Python, PyTorch and the model's code"
+    trace = _trace(settings, model_config, dtype.value, device, plain_script)
+    context, context_reason = process_context_bytes(device)
     measured = _replay(trace, gpu, None, expandable_segments)
     reasons = [f"{dtype.value}: {dtype.reason}", f"context: {context_reason}"]
     if settings.optim.startswith("paged"):
         reasons.append(
             "paged optimizer states are left out: they are in managed memory, which moves to the "
             "host when the device is full"
+        )
+    reasons += _unknowns(settings, gpu)
+    if device.kind == "cpu" and plain_script:
+        reasons.append(
+            "a plain script on a CPU holds about a fifth more: the C library keeps memory that is "
+            "free again, unless it is told otherwise as lorafit's training does"
         )
     fits_by_releasing = False
     if measured.stats.peak_reserved_bytes + context > device.usable_bytes and gpu is not None:
@@ -162,6 +167,26 @@ def estimate_memory(
     )
 
 
+def _unknowns(settings: Settings, gpu: GpuTraits | None) -> list[str]:
+    """Return what the estimate cannot know, as sentences."""
+    found = []
+    if settings.quantization == "int8":
+        found.append(
+            "int8: inputs beyond the outlier threshold are kept in 16 bits; how many there are "
+            "depends on the data, and none are counted"
+        )
+    if gpu is not None and gpu.compute_capability[0] in (9, 10) and _may_use_cudnn(settings):
+        found.append(
+            "attention runs in cuDNN on this GPU; its workspace is that of cuDNN's open frontend, "
+            "and what the closed backend may add is not counted"
+        )
+    return found
+
+
+def _may_use_cudnn(settings: Settings) -> bool:
+    return settings.attn_implementation in ("auto", "sdpa")
+
+
 def gpu_traits(device: DeviceInfo) -> GpuTraits | None:
     """Return the facts about an NVIDIA GPU that memory depends on; None for other devices."""
     if device.kind != "cuda":
@@ -169,6 +194,15 @@ def gpu_traits(device: DeviceInfo) -> GpuTraits | None:
     entry = CATALOG.get(device.catalog_key or "")
     num_sms = entry.num_multiprocessors if entry is not None else _DEFAULT_MULTIPROCESSORS
     return GpuTraits(device.compute_capability or (8, 0), num_sms)
+
+
+def process_context_bytes(device: DeviceInfo) -> tuple[int, str]:
+    """Return what a process takes beside its tensors, and where the figure comes from."""
+    gpu = gpu_traits(device)
+    if gpu is not None:
+        return context_bytes(gpu, device.catalog_key)
+    context = _CPU_PROCESS_BYTES if device.kind == "cpu" else _MPS_PROCESS_BYTES
+    return context, f"about {format_bytes(context)} for Python, PyTorch and the model's code"
 
 
 def _refuse_unsupported(settings: Settings, device: DeviceInfo) -> None:
@@ -184,12 +218,33 @@ def _refuse_unsupported(settings: Settings, device: DeviceInfo) -> None:
         )
 
 
+def trace_run(
+    settings: Settings,
+    model_config: dict[str, Any],
+    device: DeviceInfo,
+    *,
+    plain_script: bool = False,
+) -> Trace:
+    """Return the trace that the estimate of the same question comes from.
+
+    Raises:
+        DeviceError: the device cannot compute in the number format that was asked for.
+        ModelError: transformers does not accept the configuration.
+    """
+    dtype = choose_compute_dtype(
+        device,
+        settings.compute_dtype,
+        str(model_config.get("model_type", "")),
+        model_config.get("dtype") or model_config.get("torch_dtype"),
+    )
+    return _trace(settings, model_config, dtype.value, device, plain_script)
+
+
 def _trace(
     settings: Settings,
     model_config: dict[str, Any],
     dtype: str,
-    gpu: GpuTraits | None,
-    capacity_bytes: int,
+    device: DeviceInfo,
     plain_script: bool,
 ) -> Trace:
     import torch
@@ -200,9 +255,10 @@ def _trace(
         settings,
         parse_config(model_config, settings.model),
         getattr(torch, dtype),
-        gpu,
+        gpu_traits(device),
         plain_script=plain_script,
-        capacity_bytes=capacity_bytes,
+        on_cpu=device.kind == "cpu",
+        capacity_bytes=device.usable_bytes,
     )
     return trace_training(request)
 

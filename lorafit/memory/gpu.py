@@ -49,36 +49,65 @@ class GpuTraits:
         has_mask: bool,
         grouped: bool,
         efficient_only: bool,
+        dropout: float = 0.0,
     ) -> AttentionOperator:
         """Return the operator that `scaled_dot_product_attention` runs in training.
 
-        aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, `select_sdp_backend`: the order is
-        flash, efficient, math, with cuDNN first on Hopper and data-centre Blackwell. Flash and
-        cuDNN want sm_80 and 16-bit numbers; flash takes no mask; grouped keys and values go to
-        flash, cuDNN or math. Restricted to the efficient operator, a grouped call repeats keys
+        aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, `select_sdp_backend` of torch 2.13:
+        the order is flash, efficient, math, with cuDNN first on Hopper and data-centre Blackwell
+        (from cuDNN 9.15.1, which wheels for CUDA 13 bring). Flash and cuDNN want sm_80 and 16-bit
+        numbers; flash takes no mask, cuDNN only some dropout. Grouped keys and values go to
+        cuDNN, flash or math. Restricted to the efficient operator, a grouped call repeats keys
         and values first, as the caller must.
         """
-        major, minor = self.compute_capability
         if efficient_only:
             return "efficient"
-        ampere = major >= 8 and is_half
-        if ampere and (major == 9 or (major, minor) == (10, 0)) and head_dim <= 128:
+        fused = self.compute_capability[0] >= 8 and is_half
+        if fused and self._prefers_cudnn(head_dim, dropout):
             return "cudnn"
-        if ampere and not has_mask and head_dim <= 256:
+        if fused and not has_mask and self._trains_with_flash(head_dim, dropout):
             return "flash"
-        if grouped or (is_bfloat16 and major < 8):
+        if grouped or (is_bfloat16 and self.compute_capability[0] < 8):
             return "math"
-        return "efficient"
+        return "math" if head_dim % self._efficient_alignment(is_half) else "efficient"
+
+    def _prefers_cudnn(self, head_dim: int, dropout: float) -> bool:
+        # check_prefer_cudnn_attention, check_cudnn_tensor_shapes, check_cudnn_dropout
+        in_16ths = (dropout * 16).is_integer()
+        return (
+            self.compute_capability[0] in (9, 10)
+            and head_dim <= 128
+            and head_dim % 8 == 0
+            and in_16ths
+        )
+
+    def _trains_with_flash(self, head_dim: int, dropout: float) -> bool:
+        # check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120
+        major, minor = self.compute_capability
+        if major == 12 or (major == 8 and minor >= 6):
+            return head_dim <= 192 or (224 < head_dim <= 256 and dropout == 0)
+        return head_dim <= 256
+
+    def _efficient_alignment(self, is_half: bool) -> int:
+        # minimum_gemm_alignment
+        major = self.compute_capability[0]
+        has_tensor_cores = major >= 8 or (major == 7 and is_half)
+        return (8 if is_half else 4) if has_tensor_cores else 1
 
 
+_POSTED = "read from a posted out-of-memory message of one process on"
 MEASURED_CONTEXT_BYTES: dict[str, tuple[int, str]] = {
     "t4": (147_718_144, "measured on a T4 in training, 140.9 MiB"),
     "rtx-3090": (256 * MIB, "measured on an RTX 3090"),
-    "a100-40gb": (410 * MIB, "measured on an A100, about 0.4 GiB"),
-    "a100-80gb": (410 * MIB, "measured on an A100, about 0.4 GiB"),
+    "rtx-4090": (510 * MIB, f"{_POSTED} an RTX 4090, 0.49 to 0.51 GiB"),
+    "l40s": (507 * MIB, f"{_POSTED} an L40, which has the same chip, 0.50 GiB"),
+    "a100-40gb": (414 * MIB, "posted: 414 MiB for each idle process on an A100"),
+    "a100-80gb": (414 * MIB, "posted: 414 MiB for each idle process on an A100"),
 }
 """Memory of the CUDA context at the peak of training, in no counter of torch: loaded kernels,
-the driver's own structures, cuBLAS. By catalog key, with where the figure comes from."""
+the driver's own structures, cuBLAS. By catalog key, with where the figure comes from. PyTorch's
+out-of-memory message names what the process holds, what is allocated and what is cached: the
+rest is the context, to 0.01 GiB. It differs by some 100 MiB with the kernels that are loaded."""
 
 
 def context_bytes(gpu: GpuTraits, catalog_key: str | None) -> tuple[int, str]:

@@ -7,7 +7,7 @@ trace describes nothing of its own.
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lorafit.config.schema import Settings
 from lorafit.memory.events import Category, Phase, Trace
 from lorafit.memory.gpu import GpuTraits
-from lorafit.memory.trace_load import load_on_meta, quantize_structure
-from lorafit.memory.trace_operators import CudaOperators
+from lorafit.memory.trace_load import load_empty, quantize_structure
+from lorafit.memory.trace_operators import CpuOperators, CudaOperators
 from lorafit.memory.tracer import StorageTracer
 from lorafit.model import build, step
 
@@ -34,12 +34,15 @@ class TraceRequest:
     config: "PretrainedConfig"
     dtype: torch.dtype
     gpu: GpuTraits | None
-    """The NVIDIA GPU; None traces what runs on every device, with the CPU's operators."""
+    """The NVIDIA GPU; None on other devices."""
     plain_script: bool = False
     """Trace what scripts around stock transformers + PEFT do, instead of lorafit's training: the
     weights go to the device as `model.to(device)` takes them (quantized ones as from_pretrained
     does), `prepare_model_for_kbit_training` makes the rest of a quantized model fp32, and the
     outputs, logits included, stay until the step is over."""
+    on_cpu: bool = False
+    """Take the CPU's own attention operator; without, and with no GPU, attention is composed of
+    products and a softmax, as it is on Metal when gradients are wanted."""
     capacity_bytes: int | None = None
     """Memory of the device, which limits what transformers asks for ahead of loading."""
 
@@ -52,16 +55,15 @@ def trace_training(request: TraceRequest) -> Trace:
     """
     settings = _traceable(request.settings)
     base = build.build_on_meta(settings, request.config, request.dtype)
-    if settings.quantization != "none":
-        quantize_structure(base, settings, request.dtype)
     vocab_size = request.config.get_text_config().vocab_size
-    tracer = StorageTracer("meta", request.gpu, vocab_size)
-    with _gpu_paths(request), bitsandbytes_on_meta(tracer), tracer:
-        model = _load(base, request, tracer)
-        # The optimizer's state lives as long as the optimizer does.
-        optimizer = trace_steps(model, tracer, settings, torch.device("meta"), request.plain_script)
-        traced = tracer.finish()
-        del optimizer
+    tracer, meta = StorageTracer("meta", request.gpu, vocab_size), torch.device("meta")
+    with _device_paths(request), bitsandbytes_on_meta(tracer):
+        model = load_adapted(base, replace(request, settings=settings), meta, tracer)
+        with tracer:
+            # The optimizer's state lives as long as the optimizer does.
+            optimizer = trace_steps(model, tracer, settings, meta, request.plain_script)
+            traced = tracer.finish()
+            del optimizer
     return traced
 
 
@@ -78,19 +80,47 @@ def trace_steps(
         The optimizer, which holds its state.
     """
     optimizer = step.make_optimizer(model, settings)
+    with _phases(tracer, model, optimizer):
+        _run_steps(model, optimizer, settings, device, plain_script, tracer)
+    return optimizer
+
+
+def train_full_rows(
+    model: torch.nn.Module,
+    settings: Settings,
+    device: torch.device,
+    plain_script: bool = False,
+) -> torch.optim.Optimizer:
+    """Run the two steps that `trace_steps` watches, for real and unwatched.
+
+    Returns:
+        The optimizer, which holds its state.
+    """
+    optimizer = step.make_optimizer(model, settings)
+    _run_steps(model, optimizer, settings, device, plain_script)
+    return optimizer
+
+
+def _run_steps(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    device: torch.device,
+    plain_script: bool,
+    tracer: StorageTracer | None = None,
+) -> None:
     micro_batches = [
-        _batch(settings, device, shared_labels=plain_script)
+        _batch(model, settings, device, plain_script=plain_script)
         for _ in range(min(settings.gradient_accumulation_steps, 2))
     ]
     num_targets = settings.per_device_train_batch_size * (settings.max_length - 1)
     held = _hold_outputs(model) if plain_script else []
-    with _phases(tracer, model, optimizer):
-        # The first step makes the optimizer's state; what accumulates, accumulates in the second.
-        for batches in (micro_batches[:1], micro_batches):
+    # The first step makes the optimizer's state; what accumulates, accumulates in the second.
+    for batches in (micro_batches[:1], micro_batches):
+        if tracer is not None:
             tracer.begin(Phase.FORWARD, Category.ACTIVATION)
-            step.training_step(model, optimizer, batches, num_targets * len(batches), settings)
-            held.clear()
-    return optimizer
+        step.training_step(model, optimizer, batches, num_targets * len(batches), settings)
+        held.clear()
 
 
 def _traceable(settings: Settings) -> Settings:
@@ -104,25 +134,34 @@ def _traceable(settings: Settings) -> Settings:
     return settings
 
 
-def _load(base: "PreTrainedModel", request: TraceRequest, tracer: StorageTracer) -> torch.nn.Module:
-    """Load the base under the tracer and add the adapter."""
+def load_adapted(
+    base: "PreTrainedModel",
+    request: TraceRequest,
+    device: torch.device,
+    tracer: StorageTracer | None = None,
+) -> torch.nn.Module:
+    """Give a model on `meta` its storages on `device`, as loading does, and add the adapter."""
     settings = request.settings
     is_quantized = settings.quantization != "none"
+    if is_quantized:
+        quantize_structure(base, settings, request.dtype)
     warm_up = is_quantized or not request.plain_script
-    load_on_meta(
-        base, tracer, request.dtype, warm_up=warm_up, capacity_bytes=request.capacity_bytes
-    )
-    if request.plain_script and is_quantized:
-        from peft import prepare_model_for_kbit_training
-
-        prepare_model_for_kbit_training(
-            base,
-            use_gradient_checkpointing=settings.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
+    with tracer or contextlib.nullcontext():
+        load_empty(
+            base, request.dtype, device, warm_up=warm_up, capacity_bytes=request.capacity_bytes
         )
-        tracer.mark(base.parameters(), Category.WEIGHTS)
-    tracer.category = Category.ADAPTER
-    model: torch.nn.Module = build.add_adapter(base, settings)[0]
+        if request.plain_script and is_quantized:
+            from peft import prepare_model_for_kbit_training
+
+            prepare_model_for_kbit_training(
+                base,
+                use_gradient_checkpointing=settings.gradient_checkpointing,
+                gradient_checkpointing_kwargs={"use_reentrant": False},
+            )
+        if tracer is not None:
+            tracer.mark(base.parameters(), Category.WEIGHTS)
+            tracer.category = Category.ADAPTER
+        model: torch.nn.Module = build.add_adapter(base, settings)[0]
     return model
 
 
@@ -138,20 +177,34 @@ def _hold_outputs(model: torch.nn.Module) -> list[Any]:
 
 
 def _batch(
-    settings: Settings, device: torch.device, *, shared_labels: bool
+    model: Any, settings: Settings, device: torch.device, *, plain_script: bool
 ) -> dict[str, torch.Tensor]:
-    """Return a micro-batch of full rows; plain scripts pass the inputs as labels too."""
+    """Return a micro-batch of full rows, with what `data.collate.Collator` puts into one.
+
+    Plain scripts pass the inputs as labels too, and no mask.
+    """
     shape = (settings.per_device_train_batch_size, settings.max_length)
     inputs = torch.zeros(shape, dtype=torch.int64, device=device)
-    labels = inputs if shared_labels else torch.zeros_like(inputs)
-    return {"input_ids": inputs, "labels": labels}
+    if plain_script:
+        return {"input_ids": inputs, "labels": inputs}
+    batch = {
+        "input_ids": inputs,
+        "attention_mask": torch.ones_like(inputs),
+        "labels": torch.zeros_like(inputs),
+    }
+    if build.choose_loss(model.get_base_model(), settings).value:
+        # Every position but the last of a row predicts a token.
+        positions = torch.arange(shape[0] * (shape[1] - 1), device=device)
+        batch |= {"target_positions": positions, "targets": torch.zeros_like(positions)}
+    return batch
 
 
 @contextlib.contextmanager
-def _gpu_paths(request: TraceRequest) -> Iterator[None]:
+def _device_paths(request: TraceRequest) -> Iterator[None]:
     """Send `meta` tensors where tensors on the device go."""
     if request.gpu is None:
-        yield
+        with CpuOperators() if request.on_cpu else contextlib.nullcontext():
+            yield
         return
     efficient = request.settings.attn_implementation == "sdpa-efficient"
     with _grouped_kernels(), CudaOperators(request.gpu, efficient_attention=efficient):

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorafit.config.schema import Settings
-from lorafit.memory.events import Category
-from lorafit.memory.tracer import StorageTracer
 from lorafit.units import GIB
 
 if TYPE_CHECKING:
@@ -37,20 +35,20 @@ def quantize_structure(base: "PreTrainedModel", settings: Settings, dtype: torch
     base.is_quantized = True
 
 
-def load_on_meta(
+def load_empty(
     base: "PreTrainedModel",
-    tracer: StorageTracer,
     dtype: torch.dtype,
+    device: torch.device,
     *,
     warm_up: bool = True,
     capacity_bytes: int | None = None,
 ) -> None:
-    """Give every weight and buffer of `base` a storage under `tracer`, in loading order.
+    """Give every weight and buffer of `base` a storage on `device`, in loading order.
 
     Args:
         base: the model on `meta`, its Linear modules already those of the quantization.
-        tracer: active.
         dtype: the number format of the checkpoint on the device.
+        device: `meta` under a tracer to predict, or a GPU to hold predictions against.
         warm_up: ask for all bytes at once first, as `from_pretrained` with a `device_map` does;
             without, weights are taken in the order of the modules, as by `model.to(device)`.
         capacity_bytes: memory of the device; the warm-up leaves 1.2 GiB of it.
@@ -61,13 +59,13 @@ def load_on_meta(
         total = int(sum(_loaded_bytes(base, name) for name in names))
         if capacity_bytes is not None:
             total = min(total, max(0, capacity_bytes - int(1.2 * GIB)))
-        tracer.trace.death(tracer.trace.birth(total // 2 * 2, Category.WEIGHTS))
+        torch.empty(total // 2, dtype=torch.float16, device=device)
     for name in names:
-        _materialize(base, name, dtype)
+        _materialize(base, name, dtype, device)
     for module in base.modules():
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
-                module._buffers[name] = torch.empty_like(buffer)
+                module._buffers[name] = torch.zeros_like(buffer, device=device)
     base.tie_weights()
 
 
@@ -93,32 +91,34 @@ def _locate(base: "PreTrainedModel", name: str) -> tuple[torch.nn.Module, str]:
     return base.get_submodule(path), weight
 
 
-def _materialize(base: "PreTrainedModel", name: str, dtype: torch.dtype) -> None:
+def _materialize(
+    base: "PreTrainedModel", name: str, dtype: torch.dtype, device: torch.device
+) -> None:
     module, weight = _locate(base, name)
     old = module._parameters[weight]
     assert old is not None, "named_parameters yields only parameters that are there"
     kind = type(old).__name__
     if kind == "Params4bit":
-        value = torch.empty(old.shape, dtype=dtype, device="meta")
+        value = torch.empty(old.shape, dtype=dtype, device=device)
         options = dict(old.__dict__)
         quantized: Any = type(old)(value, requires_grad=False, **options)
-        quantized._quantize(torch.device("meta"))
+        quantized._quantize(device)
         quantized.module = module
         module.quant_state = quantized.quant_state
         module._parameters[weight] = quantized
     elif kind == "Int8Params":
-        module._parameters[weight] = _quantize_int8(old)
+        module._parameters[weight] = _quantize_int8(old, device)
     else:
-        value = torch.empty(old.shape, dtype=old.dtype, device="meta")
+        value = torch.empty(old.shape, dtype=old.dtype, device=device)
         module._parameters[weight] = torch.nn.Parameter(value, requires_grad=False)
 
 
-def _quantize_int8(old: Any) -> torch.nn.Parameter:
+def _quantize_int8(old: Any, device: torch.device) -> torch.nn.Parameter:
     options = {key: value for key, value in old.__dict__.items() if key != "SCB"}
     # transformers brings the weight to the device, back to the host, and to the device again.
-    torch.empty(old.shape, dtype=torch.float16, device="meta")
-    value = torch.empty(old.shape, dtype=torch.float16, device="meta")
+    torch.empty(old.shape, dtype=torch.float16, device=device)
+    value = torch.empty(old.shape, dtype=torch.float16, device=device)
     quantized: Any = type(old)(value, requires_grad=False, **options)
-    quantized._quantize(torch.device("meta"))
+    quantized._quantize(device)
     result: torch.nn.Parameter = quantized
     return result

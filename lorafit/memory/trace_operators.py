@@ -1,4 +1,4 @@
-"""Choosing on `meta` the operators that a GPU would choose.
+"""Choosing on `meta` the operators that a GPU, or a CPU, would choose.
 
 A few composite functions look at the device and take another path on CUDA. They are caught
 before they are decomposed, and sent where CUDA sends them:
@@ -15,6 +15,8 @@ from typing import Any, Self
 from unittest import mock
 
 import torch
+from torch.nn.attention import SDPBackend
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lorafit.memory.gpu import GpuTraits
 
@@ -83,6 +85,7 @@ class CudaOperators(contextlib.ExitStack):
             has_mask=attn_mask is not None,
             grouped=grouped,
             efficient_only=self._efficient_only,
+            dropout=dropout_p,
         )
         if operator == "math":
             return NotImplemented
@@ -93,10 +96,65 @@ class CudaOperators(contextlib.ExitStack):
                 query, key, value, mask, needs_grad, dropout_p, is_causal, scale=scale
             )[0]
         if operator == "cudnn":
+            additive = None if attn_mask is None else _additive(attn_mask, query.dtype)
             return _aten._scaled_dot_product_cudnn_attention(
-                query, key, value, attn_mask, True, dropout_p, is_causal, False, scale=scale
+                query, key, value, additive, True, dropout_p, is_causal, False, scale=scale
             )[0]
         return _flash(query, key, value, dropout_p, is_causal, scale)
+
+
+class CpuOperators(contextlib.ExitStack):
+    """Take the CPU's path through `scaled_dot_product_attention` while entered."""
+
+    def __enter__(self) -> Self:
+        functional = torch.nn.functional
+        original = functional.scaled_dot_product_attention
+
+        def choose(
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attn_mask: torch.Tensor | None = None,
+            dropout_p: float = 0.0,
+            is_causal: bool = False,
+            scale: float | None = None,
+            enable_gqa: bool = False,
+        ) -> Any:
+            tensors = (query, key, value)
+            if query.device.type != "meta" or not _is_fused_on_cpu(
+                tensors, attn_mask, dropout_p, is_causal, scale, enable_gqa
+            ):
+                return original(*tensors, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+            mask = None if attn_mask is None else _additive(attn_mask, query.dtype)
+            return _aten._scaled_dot_product_flash_attention_for_cpu(
+                *tensors, dropout_p, is_causal, attn_mask=mask, scale=scale
+            )[0]
+
+        self.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", choose))
+        return super().__enter__()
+
+
+def _is_fused_on_cpu(
+    tensors: tuple[torch.Tensor, ...],
+    mask: torch.Tensor | None,
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> bool:
+    """Ask PyTorch, with small tensors of the same kind."""
+    with _disable_current_modes():
+        query, key, value = (
+            torch.empty(1, tensor.shape[1], 2, tensor.shape[3], dtype=tensor.dtype).requires_grad_(
+                tensor.requires_grad
+            )
+            for tensor in tensors
+        )
+        small_mask = None if mask is None else torch.zeros(1, 1, 2, 2, dtype=mask.dtype)
+        choice: int = torch._fused_sdp_choice(
+            query, key, value, small_mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    return choice == SDPBackend.FLASH_ATTENTION.value
 
 
 def _flash(
@@ -128,11 +186,17 @@ def _expand_mask(
     """Prepare a mask as `preprocess_mask` in transformers/attention.cpp."""
     if mask is None:
         return None
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+    mask = _additive(mask, query.dtype)
     if mask.shape[-1] % 16:
         mask = torch.nn.functional.pad(mask, (0, 16 - mask.shape[-1] % 16))[..., : key.shape[-2]]
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return -inf where a bool mask hides, as `convert_boolean_attn_mask`."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
 def _dropout(

@@ -13,12 +13,11 @@ from lorafit.memory.cuda_ops import (
     MATRIX_PRODUCTS,
     OUTPUT_ORDER,
     SCRATCH,
-    Call,
-    Sizes,
 )
 from lorafit.memory.events import Category, Phase, Trace
 from lorafit.memory.gpu import GpuTraits
 from lorafit.memory.meta_cache import MetaCache
+from lorafit.memory.scratch import Call, Sizes
 
 _aten = torch.ops.aten
 
@@ -83,15 +82,17 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
         name = func._schema.name
         if name == "aten::_local_scalar_dense" and args[0].device.type == "meta":
             return _answer(args[0])
-        if name in _STAND_INS and args[0].device.type == "meta":
-            result = _STAND_INS[name](*args, **kwargs)
-            self._record(result, None)
-            return result
         if func is _aten.add.Tensor and self._is_engine_sum(args, kwargs):
             return self._add_in_place(*args)
+        if func is _aten.index_add.default and self._is_engine_sum(args, kwargs):
+            # FunctionsManual.cpp, index_select_backward: in place, unless a mode is active.
+            return args[0].index_add_(*args[1:])
         scratch = self._scratch(name, args, kwargs)
         held = self._allocate(scratch[0])
-        result = self._meta_cache.run(func, args, kwargs)
+        if name in _STAND_INS and args[0].device.type == "meta":
+            result = _STAND_INS[name](*args, **kwargs)
+        else:
+            result = self._meta_cache.run(func, args, kwargs)
         order = OUTPUT_ORDER.get(name)
         self._record(
             result if order is None else [result[index] for index in order], HOST_OUTPUTS.get(name)
@@ -143,12 +144,12 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
     # -- What only a GPU does
 
     def _scratch(self, name: str, args: Any, kwargs: Any) -> tuple[Sizes, Callable[[], Sizes]]:
-        if self._gpu is None or self.phase is Phase.LOAD:
+        if self.phase is Phase.LOAD:
             return [], list
-        if name in MATRIX_PRODUCTS:
+        if self._gpu is not None and name in MATRIX_PRODUCTS:
             self._take_workspace()
         row = SCRATCH.get(name)
-        if row is None:
+        if row is None or (self._gpu is None and not row.on_every_device):
             return [], list
         call = Call(args, kwargs, self._gpu)
         before = row.before(call) if row.before else []
@@ -169,13 +170,16 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
     # -- Sums of gradients in the autograd engine
 
     def _is_engine_sum(self, args: Any, kwargs: Any) -> bool:
-        """Return whether the engine itself adds two gradients of one tensor.
+        """Return whether the engine itself adds to a gradient.
 
         Python code (a custom Function, a recomputed forward) has its own frame or gradients on.
         """
         if kwargs or torch.is_grad_enabled() or torch._C._current_autograd_node() is None:
             return False
         caller = sys._getframe(2)
+        # torch wraps dispatch in two frames that keep dynamo away from it.
+        while caller.f_code.co_name in ("_fn", "inner") and caller.f_back is not None:
+            caller = caller.f_back
         return caller.f_code.co_name == "_engine_run_backward"
 
     def _add_in_place(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -3,20 +3,37 @@
 import os
 import socket
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from lorafit.errors import ModelError
 from lorafit.text import excerpt
 
+Needs = Literal["weights", "tokenizer", "config"]
+
 # No *.bin, *.py or *.pt: what is not downloaded cannot be loaded by mistake.
-_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+_PATTERNS: dict[Needs, list[str]] = {
+    "weights": [*_SMALL_FILES, "*.safetensors"],
+    "tokenizer": _SMALL_FILES,
+    "config": ["config.json"],
+}
+_PROOF: dict[Needs, str] = {
+    "weights": "*.safetensors",
+    "tokenizer": "tokenizer*",
+    "config": "config.json",
+}
+"""What a snapshot must hold: an interrupted download leaves a folder without it."""
 _CONNECT_TIMEOUT_SECONDS = 4.0
 
 
-def download_model(name: str, revision: str | None) -> tuple[Path, str | None]:
+def download_model(
+    name: str, revision: str | None, *, needs: Needs = "weights"
+) -> tuple[Path, str | None]:
     """Return the local snapshot folder of a hub model and its commit.
 
-    A snapshot in the hub's cache is used without asking the network.
+    A snapshot in the hub's cache is used without asking the network, if it holds what is needed;
+    what is not needed is not downloaded.
 
     Raises:
         ModelError: the model is not cached and the hub cannot be reached, does not have it, or
@@ -31,12 +48,13 @@ def download_model(name: str, revision: str | None) -> tuple[Path, str | None]:
         RevisionNotFoundError,
     )
 
-    cached = _cached_snapshot(name, revision)
+    patterns = _PATTERNS[needs]
+    cached = _cached_snapshot(name, revision, needs)
     if cached is not None:
         return cached, cached.name
     _require_network(name)
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError:
         raise ModelError(
             f"{name} is gated: its owner must accept you first",
@@ -54,22 +72,21 @@ def download_model(name: str, revision: str | None) -> tuple[Path, str | None]:
     return folder, folder.name
 
 
-def _cached_snapshot(name: str, revision: str | None) -> Path | None:
-    """Return the snapshot folder if every file of it is in the cache already."""
+def _cached_snapshot(name: str, revision: str | None, needs: Needs) -> Path | None:
+    """Return the snapshot folder if what is needed of it is in the cache already."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=_PATTERNS, local_files_only=True
+                name, revision=revision, allow_patterns=_PATTERNS[needs], local_files_only=True
             )
         )
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
-    # An interrupted download leaves a snapshot folder without its weights.
-    has_weights = any(folder.glob("*.safetensors"))
-    return folder if (folder / "config.json").exists() and has_weights else None
+    has_proof = any(folder.glob(_PROOF[needs]))
+    return folder if (folder / "config.json").exists() and has_proof else None
 
 
 def _require_network(name: str) -> None:

@@ -62,9 +62,10 @@ def locate_model(
         _require_folder(path)
         commit = None
     else:
-        from lorafit.model.hub import download_model
+        from lorafit.model.hub import Needs, download_model
 
-        path, commit = download_model(name, revision)
+        needs: Needs = "weights" if need_weights else "tokenizer"
+        path, commit = download_model(name, revision, needs=needs)
     config = _read_config(path)
     _refuse_code(config, path)
     _refuse_unsuitable(config, path)

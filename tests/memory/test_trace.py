@@ -122,11 +122,12 @@ def test_meta_trace_of_a_quantized_model_equals_a_real_step(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kernels", ["lorafit", "stock"])
 @pytest.mark.parametrize("model_type", MODELS)
 def test_meta_trace_equals_a_real_step_storage_by_storage(
-    model_type: str, checkpointing: bool
+    model_type: str, kernels: str, checkpointing: bool
 ) -> None:
-    settings = make_settings(gradient_checkpointing=checkpointing)
+    settings = make_settings(gradient_checkpointing=checkpointing, kernels=kernels)
     predicted = trained_events("meta", make_config(model_type), settings)
     real = trained_events("cpu", make_config(model_type), settings)
     assert predicted == real
@@ -238,6 +239,36 @@ def test_every_optimizer_can_be_traced(optim: str) -> None:
     adam = 2 * bytes_of(traced, Category.ADAPTER)
     small_tables = 4096  # quantization maps, step counters
     assert bytes_of(traced, Category.OPTIMIZER) <= adam + small_tables
+
+
+def test_loss_of_lorafit_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorafit.model.loss.chunk_rows", lambda vocab_size: 8)
+    all_logits = 2 * 15 * 96 * 4
+    chunked, stock = trace(), trace(kernels="stock")
+    logits = [n for n in range(1, chunked.num_storages + 1) if is_logits(chunked, n)]
+    assert logits
+    assert max(chunked.sizes[n] for n in logits) == 8 * 96 * 4
+    largest = max(stock.sizes[n] for n in range(1, stock.num_storages + 1) if is_logits(stock, n))
+    assert largest >= all_logits
+
+
+def is_logits(traced: Any, number: int) -> bool:
+    return bool(traced.categories[number] == Category.LOGITS)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_every_gpu_traces_the_attention_it_would_run(quantization: str) -> None:
+    for gpu in (T4, GpuTraits((8, 0), 108), GpuTraits((9, 0), 132)):
+        for model_type in MODELS:
+            traced = trace(
+                model_type,
+                gpu,
+                attn_implementation="sdpa",
+                quantization=quantization,
+                gradient_accumulation_steps=1,
+            )
+            assert bytes_of(traced, Category.GRADIENT) == 0
+            assert Phase.BACKWARD in {phase for _, phase in traced.phases}
 
 
 def test_plain_script_keeps_the_logits_through_backward() -> None:

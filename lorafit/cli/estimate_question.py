@@ -1,0 +1,200 @@
+"""From what was typed to a question about memory, and from the question to its answer."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafit.cli.settings_flags import RunChoices
+from lorafit.config.schema import Settings
+from lorafit.errors import ModelError
+
+if TYPE_CHECKING:
+    from lorafit.hardware.info import DeviceInfo
+    from lorafit.memory.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command asks for beside settings."""
+
+    expandable_segments: bool = False
+    use_cache: bool = True
+
+
+@dataclass(frozen=True)
+class Question:
+    """One run whose memory is asked for; its batch is settled."""
+
+    settings: Settings
+    config: Mapping[str, Any]
+    """config.json of the base model."""
+    device: "DeviceInfo"
+    is_plain_script: bool
+    """Estimate a loop around plain transformers + PEFT: `--kernels stock` was asked for."""
+    options: Options
+    effective_batch_size: int
+    batch_reason: str
+    answers: dict[Settings, "Estimate"] = field(default_factory=dict, compare=False)
+
+    def estimate(self, settings: Settings | None = None) -> "Estimate":
+        """Return the exact estimate, of other settings if given; from the cache if it is there.
+
+        Raises:
+            LorafitError: the run would be refused for a reason other than its memory.
+        """
+        asked = settings or self.settings
+        if asked not in self.answers:
+            self.answers[asked] = self._answer(asked)
+        return self.answers[asked]
+
+    def is_plain(self, settings: Settings) -> bool:
+        """Return whether these settings are those of a plain script, not of lorafit's training."""
+        return self.is_plain_script and settings.kernels == "stock"
+
+    def _answer(self, settings: Settings) -> "Estimate":
+        from lorafit.hardware.capabilities import verify_supported
+        from lorafit.memory.cache import cached_estimate
+
+        verify_supported(self.device, settings)
+        if not self.options.use_cache:
+            return self._compute(settings)
+        return cached_estimate(
+            settings,
+            dict(self.config),
+            self.device,
+            lambda: self._compute(settings),
+            variant=self._variant(settings),
+        )
+
+    def identity(self) -> str:
+        """Return a hash of everything that the answer hangs on."""
+        from lorafit.memory.cache import question_hash
+
+        variant = self._variant(self.settings)
+        return question_hash(self.settings, dict(self.config), self.device, variant)
+
+    def _variant(self, settings: Settings) -> str:
+        return f"plain={self.is_plain(settings)} expandable={self.options.expandable_segments}"
+
+    def _compute(self, settings: Settings) -> "Estimate":
+        from lorafit.data.tokenize import check_max_length
+        from lorafit.memory.estimate import estimate_memory, parse_config
+        from lorafit.model.libraries import prepare_libraries
+
+        prepare_libraries()
+        _verify_model(settings)
+        if not self.is_plain(settings):  # a plain script runs past the positions without a word
+            check_max_length(settings, parse_config(dict(self.config), settings.model))
+        return estimate_memory(
+            settings,
+            dict(self.config),
+            self.device,
+            plain_script=self.is_plain(settings),
+            expandable_segments=self.options.expandable_segments,
+        )
+
+    def assumptions(self) -> tuple[str, ...]:
+        """Return what the estimate takes for granted, as sentences."""
+        settings = self.settings
+        lines = [
+            f"every row is as long as max_length, {settings.max_length} tokens: shorter rows take "
+            "less",
+            f"{settings.per_device_train_batch_size} rows x {settings.gradient_accumulation_steps} "
+            f"accumulation on one device; {self.batch_reason}",
+        ]
+        if self.is_plain_script:
+            lines.append("a loop around plain transformers + PEFT, as --kernels stock asks for")
+        if settings.torch_compile and self.device.kind == "cuda" and not self.is_plain_script:
+            lines.append("the step as it runs without torch.compile, whose kernels are not traced")
+        return tuple(lines)
+
+    def document(self) -> dict[str, Any]:
+        """Return the answer as a JSON document, with what it assumes."""
+        return {**self.estimate().document(), "assumptions": list(self.assumptions())}
+
+
+def ask(choices: RunChoices, options: Options) -> Question:
+    """Return the question that the command line asks.
+
+    Raises:
+        LorafitError: a setting, the device or the model is not what it should be.
+    """
+    from lorafit.config.batch import resolve_batch
+
+    resolved, device = choices.resolve()
+    batch = resolve_batch(resolved, num_devices=1)
+    # As training will really be batched; the effective batch is then the product.
+    settings = resolved.settings.model_copy(
+        update={
+            "per_device_train_batch_size": batch.per_device_train_batch_size,
+            "gradient_accumulation_steps": batch.gradient_accumulation_steps,
+            "effective_batch_size": None,
+        }
+    )
+    return Question(
+        settings=settings,
+        config=_model_config(settings.model, settings.revision),
+        device=device,
+        is_plain_script=settings.kernels == "stock" and resolved.is_explicit("kernels"),
+        options=options,
+        effective_batch_size=batch.effective_batch_size,
+        batch_reason=batch.reason,
+    )
+
+
+def with_value(choices: RunChoices, name: str, value: str) -> RunChoices:
+    """Return the choices with one more flag, or for another device."""
+    if name == "hardware":
+        return replace(choices, hardware=value)
+    flag: str | bool = {"true": True, "false": False}.get(value.lower(), value)
+    return replace(choices, flags={**choices.flags, name: flag})
+
+
+def _model_config(name: str, revision: str | None) -> dict[str, Any]:
+    """Return config.json of a folder, of a bundled model, or of a hub model.
+
+    A folder's is read as it stands: only `_verify_model` loads transformers, which takes seconds,
+    and it need not where the answer is stored.
+    """
+    from lorafit.model.architectures import bundled_config, bundled_models
+    from lorafit.model.source import locate_model
+
+    if Path(name).is_dir():
+        config = _read_plainly(Path(name) / "config.json")
+        return config or locate_model(name, revision, need_weights=False).config
+    bundled = bundled_config(name)
+    if bundled is not None:
+        return bundled
+    if _is_hub_id(name):
+        from lorafit.model.hub import download_model
+
+        try:
+            folder, _ = download_model(name, revision, needs="config")
+        except ModelError as failure:
+            known = "known without a download: " + ", ".join(bundled_models())
+            hint = f"{failure.hint}\n{known}" if failure.hint else known
+            raise ModelError(failure.message, hint=hint, where=failure.where) from None
+        return locate_model(str(folder), need_weights=False).config
+    return locate_model(name, revision, need_weights=False).config
+
+
+def _is_hub_id(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and not Path(name).exists() and "/" in name
+
+
+def _read_plainly(file: Path) -> dict[str, Any] | None:
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _verify_model(settings: Settings) -> None:
+    """Check a model folder as training does: no code of its own, a decoder of sane size."""
+    from lorafit.model.source import locate_model
+
+    if Path(settings.model).is_dir():
+        locate_model(settings.model, settings.revision, need_weights=False)
