@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lorafit.memory.planner import FittedPlan
 from lorafit.text import escape_control
 from lorafit.training.plan import RunPlan
 from lorafit.units import format_bytes, format_count
@@ -150,7 +151,13 @@ def _memory(plan: RunPlan) -> list[Line]:
             f"{format_bytes(estimate.capacity_bytes)} usable"
         ),
         _why(estimate.reasons[-1]),
+        *([] if plan.planner is None else _planner(plan.planner)),
     ]
+
+
+def _planner(fitted: FittedPlan) -> list[Line]:
+    rejected = [_why(f"not {line}") for line in fitted.rejections()]
+    return [_fact(f"planned: {fitted.reason}"), *rejected]
 
 
 def _disk(plan: RunPlan) -> list[Line]:

@@ -1,6 +1,7 @@
 """`lorafit train`: plan, show the plan, train, say what to do next."""
 
 import shlex
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +29,14 @@ def command(
             metavar="auto|FOLDER",
         ),
     ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit",
+            help="Choose micro-batch and checkpointing: the fastest that fit, same effective "
+            "batch. --preset auto is the defaults with --fit.",
+        ),
+    ] = False,
     allow_oom_attempt: Annotated[
         bool,
         typer.Option(
@@ -49,6 +58,8 @@ def command(
     """
     if resume == "":
         raise UsageError("--resume is empty", hint="--resume auto, or a checkpoint folder")
+    if choices.preset == "auto":
+        choices, fit = replace(choices, preset=None), True
     resolved, device = choices.resolve()
     if not device.detected and not dry_run:
         raise UsageError(
@@ -61,7 +72,7 @@ def command(
 
     try:
         prepare_libraries()
-        plan = plan_run(resolved, device, allow_oom_attempt=allow_oom_attempt)
+        plan = plan_run(resolved, device, fit=fit, allow_oom_attempt=allow_oom_attempt)
     except ConfigError as failure:
         raise _with_origins(failure, resolved) from None
     console.say(render_plan(plan))

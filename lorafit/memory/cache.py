@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafit.config.schema import Settings, setting_group
+from lorafit.files import cache_folder
 from lorafit.hardware.info import DeviceInfo
 from lorafit.memory.estimate import Estimate, Peak
 
@@ -57,9 +58,7 @@ def cached_estimate(
 
 def default_folder() -> Path:
     """Return the folder of stored estimates in the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("lorafit") / "estimates"
+    return cache_folder() / "estimates"
 
 
 def question_hash(
@@ -84,9 +83,18 @@ def question_hash(
             device.detected,
         ],
         "versions": {name: _version(name) for name in _PACKAGES},
+        "sources": _sources_state(),
         "variant": variant,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _sources_state() -> list[list[object]]:
+    """Return name, size and time of the files that make an estimate: a checkout has no version."""
+    package = Path(__file__).parent.parent
+    files = sorted([*package.glob("memory/*.py"), *package.glob("model/*.py")])
+    states = [(file.name, file.stat()) for file in files]
+    return [[name, state.st_size, state.st_mtime_ns] for name, state in states]
 
 
 def _version(package: str) -> str:

@@ -1,25 +1,80 @@
 """Whether a run fits in memory: asked when it is planned, and again right before it is loaded."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from lorafit.config.batch import BatchPlan
+from lorafit.config.layers import Origin, Resolved
+from lorafit.config.presets import DEFAULT_ROW
 from lorafit.config.schema import Settings
 from lorafit.errors import MemoryFitError
 from lorafit.hardware.detect import detect_device
 from lorafit.hardware.info import DeviceInfo
-from lorafit.memory.cache import cached_estimate
-from lorafit.memory.estimate import TIGHT_FRACTION, Estimate, estimate_memory
+from lorafit.memory.estimate import TIGHT_FRACTION, Estimate
+from lorafit.memory.planner import (
+    PAD_TO_MULTIPLE,
+    FittedPlan,
+    estimate_with_cache,
+    plan_to_fit,
+)
 from lorafit.model.source import ModelSource
 from lorafit.units import GIB, format_bytes
 
 if TYPE_CHECKING:
     from lorafit.training.plan import RunPlan
 
-PAD_TO_MULTIPLE = 8
-"""Rows are padded to a multiple of this many tokens, which tensor cores want."""
+_PLANNED = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "checkpointed_layers",
+)
 _MAC_SYSTEM_BYTES = 4 * GIB
 """What macOS and its applications need for themselves."""
 _OVERRIDE = "--allow-oom-attempt tries it all the same"
+
+
+def wants_planner(resolved: Resolved) -> bool:
+    """Return whether the preset leaves the micro-batch to the planner: its default row does."""
+    row = resolved.row
+    micro_batch = resolved.origins["per_device_train_batch_size"]
+    return row is not None and row.key == DEFAULT_ROW and micro_batch.kind == "hardware"
+
+
+def fit_to_memory(
+    resolved: Resolved,
+    batch: BatchPlan,
+    source: ModelSource,
+    device: DeviceInfo,
+    row_lengths: Sequence[int],
+) -> tuple[Resolved, FittedPlan]:
+    """Return the settings with the fastest micro-batch and checkpointing that fit, and the search.
+
+    The effective batch stays what it is; where nothing fits, so do the settings.
+    """
+    fitted = plan_to_fit(
+        resolved.settings,
+        model_config(source),
+        device,
+        batch.effective_batch_size,
+        row_lengths=row_lengths,
+        num_devices=batch.num_devices,
+    )
+    if fitted.settings is None:
+        return resolved, fitted
+    settings = fitted.settings.model_copy(update={"effective_batch_size": None})
+    origin = Origin("hardware", "planner")
+    origins = {**resolved.origins, **dict.fromkeys(_PLANNED, origin)}
+    return replace(resolved, settings=settings, origins=origins), fitted
+
+
+def model_config(source: ModelSource) -> dict[str, Any]:
+    """Return config.json with the number format that the weights really have on disk."""
+    config = {**source.config}
+    if source.weights is not None:
+        config["dtype"] = source.weights.stored_dtype
+    return config
 
 
 def estimate_run(
@@ -43,11 +98,7 @@ def estimate_run(
             "max_length": padded,
         }
     )
-    config = {**source.config}
-    if source.weights is not None:
-        # The number format is chosen by what lies on the disk, whatever config.json says.
-        config["dtype"] = source.weights.stored_dtype
-    return cached_estimate(real, config, device, lambda: estimate_memory(real, config, device))
+    return estimate_with_cache(real, model_config(source), device)
 
 
 def require_fit(estimate: Estimate, device: DeviceInfo, alternative: str | None) -> None:

@@ -17,10 +17,18 @@ from lorafit.hardware.capabilities import effective_torch_compile, verify_suppor
 from lorafit.hardware.info import Choice, DeviceInfo
 from lorafit.hardware.precision import choose_compute_dtype
 from lorafit.memory.estimate import Estimate
+from lorafit.memory.planner import FittedPlan, nearest_fitting
 from lorafit.model.source import ModelSource, locate_model, read_config
 from lorafit.model.tokenizer import PadToken, choose_pad_token, tokenizer_of
 from lorafit.training.checkpoint import require_disk_space
-from lorafit.training.fit import estimate_run, fit_warnings, require_fit
+from lorafit.training.fit import (
+    estimate_run,
+    fit_to_memory,
+    fit_warnings,
+    model_config,
+    require_fit,
+    wants_planner,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,6 +82,8 @@ class RunPlan:
     schedule: Schedule
     disk: DiskPlan
     estimate: Estimate
+    planner: FittedPlan | None = None
+    """How micro-batch and checkpointing were searched for, where they were."""
     allows_oom_attempt: bool = False
     warnings: tuple[str, ...] = field(default=())
 
@@ -94,8 +104,17 @@ class RunPlan:
         Raises:
             MemoryFitError: it would, and nobody asked to try it all the same.
         """
-        if not self.allows_oom_attempt:
-            require_fit(self.estimate, self.device, None)
+        if self.allows_oom_attempt or self.estimate.verdict != "exceeds":
+            return
+        # A search costs seconds: only where it is needed.
+        alternative = nearest_fitting(
+            self.settings,
+            model_config(self.source),
+            self.device,
+            self.batch.effective_batch_size,
+            num_devices=self.batch.num_devices,
+        )
+        require_fit(self.estimate, self.device, alternative)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan for run.json and `--dry-run --json`."""
@@ -144,13 +163,16 @@ class RunPlan:
             "padding": self.pad.reason,
             "loss": self.model.chunked_loss.reason,
             "memory": self.estimate.reasons[-1],
+            **({"planner": self.planner.reason} if self.planner is not None else {}),
         }
         if self.resolved.row is not None:
             reasons["hardware_row"] = self.resolved.row.reason
         return reasons
 
 
-def plan_run(resolved: Resolved, device: DeviceInfo, *, allow_oom_attempt: bool = False) -> RunPlan:
+def plan_run(
+    resolved: Resolved, device: DeviceInfo, *, fit: bool = False, allow_oom_attempt: bool = False
+) -> RunPlan:
     """Decide a whole run: reads configuration, tokenizer and data, but no weights.
 
     The plan of a run that does not fit is returned all the same, to be shown;
@@ -182,6 +204,10 @@ def plan_run(resolved: Resolved, device: DeviceInfo, *, allow_oom_attempt: bool 
     check_max_length(settings, read_config(source))
     tokenizer = tokenizer_of(source)
     data = load_training_data(settings, tokenizer)
+    planner = None
+    if fit or wants_planner(resolved):
+        resolved, planner = fit_to_memory(resolved, batch, source, device, data.train.lengths)
+        settings, batch = resolved.settings, resolve_batch(resolved, num_devices=1)
     schedule = plan_schedule(len(data.train), batch, settings)
 
     # Seconds of imports, so only once everything quick has been found right.
@@ -205,6 +231,7 @@ def plan_run(resolved: Resolved, device: DeviceInfo, *, allow_oom_attempt: bool 
         schedule=schedule,
         disk=disk,
         estimate=estimate,
+        planner=planner,
         allows_oom_attempt=allow_oom_attempt,
         warnings=(
             *device.warnings,

@@ -109,10 +109,14 @@ def _load_model(plan: RunPlan) -> "tuple[PeftModel, torch.device]":
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible_name(plan.device.index)
     import torch
 
+    from lorafit.memory.malloc import return_freed_blocks
     from lorafit.model.build import add_adapter, load_base
     from lorafit.model.libraries import prepare_libraries
 
     prepare_libraries()
+    if plan.device.kind == "cpu":
+        # The estimate assumes it, and so does whoever shares the machine.
+        return_freed_blocks()
     device = torch.device("cuda:0" if plan.device.kind == "cuda" else plan.device.kind)
     base = load_base(plan.settings, plan.source, getattr(torch, plan.dtype.value), device)
     model, _ = add_adapter(base, plan.settings)

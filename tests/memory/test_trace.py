@@ -16,6 +16,7 @@ from lorafit.memory.trace import (
     trace_training,
 )
 from lorafit.memory.trace_load import quantize_structure
+from lorafit.memory.trace_operators import CpuOperators
 from lorafit.memory.tracer import StorageTracer
 
 pytestmark = pytest.mark.usefixtures("quiet_libraries")
@@ -70,12 +71,13 @@ def trained_events(device: str, config: Any, settings: Settings) -> list[tuple[i
 
     with torch.device(device):
         base = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation="eager"
+            config, dtype=torch.float32, attn_implementation=settings.attn_implementation
         )
     tracer = StorageTracer(device)
     with contextlib.ExitStack() as stack:
         if device == "meta":
             stack.enter_context(bitsandbytes_on_meta(tracer))
+            stack.enter_context(CpuOperators())
         if settings.quantization == "nf4":
             quantize_weights(base, settings, torch.device(device))
         stack.enter_context(tracer)
@@ -132,6 +134,13 @@ def test_meta_trace_equals_a_real_step_storage_by_storage(
     real = trained_events("cpu", make_config(model_type), settings)
     assert predicted == real
     assert len(real) > 500
+
+
+@pytest.mark.parametrize("model_type", ["phi", "llama"])
+def test_meta_trace_takes_the_attention_operator_of_the_cpu(model_type: str) -> None:
+    settings = make_settings(attn_implementation="sdpa", gradient_accumulation_steps=1)
+    predicted = trained_events("meta", make_config(model_type), settings)
+    assert predicted == trained_events("cpu", make_config(model_type), settings)
 
 
 def trace(model_type: str = "llama", gpu: GpuTraits | None = T4, **options: Any) -> Any:
