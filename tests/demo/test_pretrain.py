@@ -16,7 +16,7 @@ SHORT = Recipe(num_documents=600, num_steps=4, warmup_steps=2)
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
-    monkeypatch.setenv(pretrain.CACHE_VARIABLE, str(folder))
+    monkeypatch.setenv("LORAFIT_CACHE_DIR", str(folder))
     return folder
 
 
