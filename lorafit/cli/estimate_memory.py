@@ -63,6 +63,9 @@ def command(
             "Estimate with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
         ),
     ] = False,
+    fast: Annotated[
+        bool, _option("--fast", "Answer at once by a closed form, some per cent off.")
+    ] = False,
     no_cache: Annotated[
         bool, _option("--no-cache", "Trace again, even if the answer is stored.")
     ] = False,
@@ -89,7 +92,7 @@ def command(
     )
     if advice and (compare is not None or sweep is not None or max_batch):
         raise UsageError("--advice is about one run", hint="ask about that run on its own")
-    options = Options(expandable_segments=expandable_segments, use_cache=not no_cache)
+    options = Options(expandable_segments=expandable_segments, use_cache=not no_cache, fast=fast)
     if compare is not None:
         fits = _compare(choices, compare, options, as_json)
     elif sweep is not None:

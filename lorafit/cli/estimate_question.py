@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafit.cli.settings_flags import RunChoices
 from lorafit.config.schema import Settings
-from lorafit.errors import ModelError
+from lorafit.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from lorafit.hardware.info import DeviceInfo
@@ -21,6 +21,8 @@ class Options:
 
     expandable_segments: bool = False
     use_cache: bool = True
+    fast: bool = False
+    """Answer by the closed form, without tracing and without torch."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Question:
         from lorafit.memory.cache import cached_estimate
 
         verify_supported(self.device, settings)
+        if self.options.fast:
+            return self._answer_fast(settings)
         if not self.options.use_cache:
             return self._compute(settings)
         return cached_estimate(
@@ -67,6 +71,16 @@ class Question:
             lambda: self._compute(settings),
             variant=self._variant(settings),
         )
+
+    def _answer_fast(self, settings: Settings) -> "Estimate":
+        from lorafit.memory.closed_form import estimate_fast
+
+        if self.is_plain(settings):
+            raise UsageError(
+                "--fast knows lorafit's own training only, not a plain script (--kernels stock)",
+                hint="leave --fast out: the plain script is then traced",
+            )
+        return estimate_fast(settings, self.config, self.device)
 
     def identity(self) -> str:
         """Return a hash of everything that the answer hangs on."""

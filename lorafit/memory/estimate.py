@@ -152,11 +152,11 @@ def estimate_memory(
                 f"({limited.stats.num_alloc_retries} times), which is slow"
             )
     peak = _peak(measured, context, gpu is not None)
-    verdict = _verdict(peak.process_bytes, device.usable_bytes, fits_by_releasing)
-    reasons.append(_verdict_reason(verdict, peak.process_bytes, device))
+    verdict = verdict_of(peak.process_bytes, device.usable_bytes, fits_by_releasing)
+    reasons.append(verdict_reason(verdict, peak.process_bytes, device))
     return Estimate(
         model=settings.model,
-        hardware=_hardware(device),
+        hardware=hardware_facts(device),
         settings=settings.model_dump(mode="json"),
         peak=peak,
         breakdown=_breakdown(measured, peak, context),
@@ -312,7 +312,8 @@ def _breakdown(measured: Replay, peak: Peak, context: int) -> dict[str, int]:
     }
 
 
-def _verdict(process_bytes: int, capacity_bytes: int, fits_by_releasing: bool) -> Verdict:
+def verdict_of(process_bytes: int, capacity_bytes: int, fits_by_releasing: bool) -> Verdict:
+    """Return whether a process of this size fits; what fits only by giving back is tight."""
     if process_bytes > capacity_bytes:
         return "exceeds"
     if fits_by_releasing or capacity_bytes - process_bytes < TIGHT_FRACTION * capacity_bytes:
@@ -320,7 +321,8 @@ def _verdict(process_bytes: int, capacity_bytes: int, fits_by_releasing: bool) -
     return "fits"
 
 
-def _verdict_reason(verdict: Verdict, process_bytes: int, device: DeviceInfo) -> str:
+def verdict_reason(verdict: Verdict, process_bytes: int, device: DeviceInfo) -> str:
+    """Return the verdict as a sentence with its numbers."""
     capacity = device.usable_bytes
     used, room = format_bytes(process_bytes), format_bytes(capacity)
     share = (capacity - process_bytes) / capacity
@@ -333,7 +335,8 @@ def _verdict_reason(verdict: Verdict, process_bytes: int, device: DeviceInfo) ->
     return f"fits: {rest}"
 
 
-def _hardware(device: DeviceInfo) -> dict[str, Any]:
+def hardware_facts(device: DeviceInfo) -> dict[str, Any]:
+    """Return the device as the JSON document has it."""
     return {
         "name": device.name,
         "key": device.catalog_key,

@@ -439,3 +439,31 @@ def test_repeated_question_loads_no_heavy_library(
     )
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout) == json.loads(first.out)
+
+
+def test_fast_answers_by_the_contract_and_says_what_it_is(run_lorafit):
+    question = ("estimate-memory", "--preset", "balanced", "--hardware", "a10g", "--fast")
+    outcome = run_lorafit(*question, "--json")
+    assert outcome.code == 0, outcome.err
+    document = json.loads(outcome.out)
+    peak = document["peak"]
+    assert sum(document["breakdown"].values()) == peak["process_bytes"]
+    assert document["headroom_bytes"] == document["capacity_bytes"] - peak["process_bytes"]
+    assert document["verdict"] == "fits"
+    assert any("closed form" in reason for reason in document["reasons"])
+    # 5.18 GiB of weights, the lowest that any estimate of Phi-2 in 16 bit may say.
+    assert peak["allocated_bytes"] > 5.18 * 1024**3
+
+
+def test_fast_exceeds_with_exit_code_4(run_lorafit):
+    outcome = run_lorafit(
+        *("estimate-memory", "--model", "mistralai/Mistral-7B-v0.1", "--hardware", "t4", "--fast")
+    )
+    assert outcome.code == 4, outcome.err
+    assert "exceeds" in outcome.out
+
+
+def test_fast_refuses_a_plain_script_that_it_does_not_know(run_lorafit):
+    outcome = run_lorafit("estimate-memory", "--hardware", "a10g", "--fast", "--kernels", "stock")
+    assert outcome.code == 2
+    assert "leave --fast out" in outcome.err
