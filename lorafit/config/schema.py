@@ -346,7 +346,7 @@ class Settings(BaseModel):
         "auto", "device to train on: auto, cuda, cuda:1, mps or cpu", "Run", preset=False
     )
     report_to: tuple[Literal["tensorboard"], ...] = setting(
-        (), "trackers that get the metrics too", "Run"
+        (), "trackers that get the curves too: tensorboard writes OUTPUT_DIR/tensorboard", "Run"
     )
 
 

@@ -20,6 +20,7 @@ from lorafit.report.events import EventLog
 from lorafit.report.records import RunObserver
 from lorafit.report.run_record import RunRecord, Status
 from lorafit.report.tally import Tally
+from lorafit.report.tensorboard import TensorBoardLog
 from lorafit.training.checkpoint import sweep_staging
 from lorafit.training.fingerprint import fingerprint_of
 from lorafit.training.fit import predicted_peak_bytes, verify_free_memory
@@ -77,7 +78,8 @@ def run_training(
         record, events = _open_run_folder(plan, start, notes)
         tally = Tally()
         try:
-            everyone: list[RunObserver] = [events, tally, *observers]
+            trackers = [TensorBoardLog(run_dir)] if "tensorboard" in plan.settings.report_to else []
+            everyone: list[RunObserver] = [events, tally, *trackers, *observers]
             for note in record.notes:
                 for observer in observers:
                     observer.on_note(note)
@@ -88,10 +90,13 @@ def run_training(
             with contextlib.suppress(OSError):
                 record.close(_status_of(failure), _results(plan, tally))
             raise
-    if events.failure:
-        record.note(f"events.jsonl is incomplete: {events.failure}")
-        for observer in observers:
-            observer.on_note(record.notes[-1])
+    gaps = {"events.jsonl": events.failure}
+    gaps |= {"tensorboard": tracker.failure for tracker in trackers}
+    for name, reason in gaps.items():
+        if reason:
+            record.note(f"{name} is incomplete: {reason}")
+            for observer in observers:
+                observer.on_note(record.notes[-1])
     results = _results(plan, tally)
     record.close("completed", results)
     return RunResult(run_dir, adapter, results, tuple(record.notes), was_complete=False)
