@@ -8,14 +8,14 @@ from lorafit.report.records import StepRecord
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-FOLDER = "tensorboard"
-
 
 class TensorBoardLog:
     """Writes loss, learning rate, gradient norm, throughput and memory of every step."""
 
+    FOLDER = "tensorboard"
+
     def __init__(self, run_dir: Path) -> None:
-        self._folder = run_dir / FOLDER
+        self._folder = run_dir / self.FOLDER
         self._writer: SummaryWriter | None = None
         self.failure: str | None = None
         """Why the curves are incomplete, if they are."""

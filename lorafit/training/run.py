@@ -90,9 +90,8 @@ def run_training(
             with contextlib.suppress(OSError):
                 record.close(_status_of(failure), _results(plan, tally))
             raise
-    gaps = {"events.jsonl": events.failure}
-    gaps |= {"tensorboard": tracker.failure for tracker in trackers}
-    for name, reason in gaps.items():
+    gaps = [(tracker.FOLDER, tracker.failure) for tracker in trackers]
+    for name, reason in (("events.jsonl", events.failure), *gaps):
         if reason:
             record.note(f"{name} is incomplete: {reason}")
             for observer in observers:
