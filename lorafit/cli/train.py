@@ -2,7 +2,7 @@
 
 import shlex
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from lorafit.cli.settings_flags import RunChoices, with_settings
 from lorafit.errors import ConfigError, LorafitError, MemoryFitError, Problem, UsageError
 from lorafit.text import escape_control
 from lorafit.units import format_bytes
+
+if TYPE_CHECKING:
+    from lorafit.training.plan import RunPlan
 
 SCHEMA_VERSION = 1
 
@@ -79,15 +82,7 @@ def command(
     for warning in plan.warnings:
         console.warn(warning)
     if dry_run:
-        if as_json:
-            document = {"schema_version": SCHEMA_VERSION, "status": "planned", **plan.as_dict()}
-            console.print_json({**document, "settings": plan.settings.model_dump(mode="json")})
-        try:
-            plan.require_fit()
-        except MemoryFitError as refusal:
-            console.warn(f"train would refuse: {refusal}")
-            console.say(str(refusal.hint))
-        console.say("dry run: nothing was trained")
+        _end_dry_run(plan, as_json)
         return
 
     from lorafit.cli.progress import TerminalProgress
@@ -107,6 +102,18 @@ def command(
                 **result.results,
             }
         )
+
+
+def _end_dry_run(plan: "RunPlan", as_json: bool) -> None:
+    if as_json:
+        document = {"schema_version": SCHEMA_VERSION, "status": "planned", **plan.as_dict()}
+        console.print_json({**document, "settings": plan.settings.model_dump(mode="json")})
+    try:
+        plan.require_fit()
+    except MemoryFitError as refusal:
+        console.warn(f"train would refuse: {refusal}")
+        console.say(str(refusal.hint))
+    console.say("dry run: nothing was trained")
 
 
 def _with_origins(failure: ConfigError, resolved: Any) -> LorafitError:
