@@ -3,10 +3,9 @@
 What is in it: short documents over the whole vocabulary, held-out names and nouns included, so
 that every word has a trained embedding. They state facts (a sparrow is a bird, nine is more than
 seven, older is the opposite of younger), tell small stories and ask about them, say one thing in
-two ways, repeat lists, and compare two sentences word by word, over kinds too (a pearl is a gem, gem
-and reptile differ), saying which words agree and which
-differ. This is where the model learns to copy a word from its context and to tell whether two
-words are the same, whichever words they are.
+two ways, repeat lists, and compare two sentences word by word, over kinds too (a pearl is a gem,
+gem and reptile differ), saying which words agree and which differ. This is where the model learns
+to copy a word from its context and to tell whether two words are the same, whichever they are.
 
 What is not in it: the task. No document has the layout of a problem, or draws a conclusion about
 a claim, or one of the three labels. The words of the layout, of the conclusions and of the labels
