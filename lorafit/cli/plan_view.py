@@ -62,6 +62,8 @@ def _preset(plan: RunPlan) -> list[Line]:
     lines = [_fact(resolved.preset)]
     if resolved.row is not None:
         lines.append(_why(resolved.row.reason))
+    if plan.planner is not None:
+        lines.append(_why("the planner then chose micro-batch and checkpointing, see memory"))
     return lines
 
 

@@ -36,10 +36,14 @@ _OVERRIDE = "--allow-oom-attempt tries it all the same"
 
 
 def wants_planner(resolved: Resolved) -> bool:
-    """Return whether the preset leaves the micro-batch to the planner: its default row does."""
+    """Return whether the preset leaves the micro-batch to the planner: its default row does.
+
+    Nothing that the planner would change may have been asked for: what a person sets stays.
+    """
     row = resolved.row
-    micro_batch = resolved.origins["per_device_train_batch_size"]
-    return row is not None and row.key == DEFAULT_ROW and micro_batch.kind == "hardware"
+    if row is None or row.key != DEFAULT_ROW or any(map(resolved.is_explicit, _PLANNED)):
+        return False
+    return resolved.origins["per_device_train_batch_size"].kind == "hardware"
 
 
 def fit_to_memory(

@@ -93,6 +93,16 @@ def test_a_device_without_a_row_is_planned_for(plan):
     assert chosen.batch.per_device_train_batch_size == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("gradient_checkpointing", True), ("gradient_accumulation_steps", "4")],
+)
+def test_what_a_person_asked_for_is_not_planned_away(plan, name, value):
+    asked = plan(preset="balanced", **{name: value})
+    assert asked.planner is None
+    assert str(getattr(asked.settings, name)) == str(value)
+
+
 def test_memory_that_others_took_meanwhile_is_seen_before_loading(plan, monkeypatch):
     ready = plan()
     fit.verify_free_memory(ready)
