@@ -40,6 +40,8 @@ class RowChoice:
     reason: str
     layer: Layer
     """The same values with the lines that they come from."""
+    leaves_micro_batch: bool = False
+    """Whether the row itself names no micro-batch: the one here is only safe."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Preset:
             return RowChoice(device.catalog_key, _plain(exact), reason, exact)
         default = self.rows[DEFAULT_ROW]
         values = dict(default.values)
+        given: Given | None = None
         why = f"{self.name} has no row for {device.name}, so its default row sets " + ", ".join(
             f"{name} {value}" for name, value in _plain(default).items()
         )
@@ -85,7 +88,7 @@ class Preset:
             if given is not None:
                 values["per_device_train_batch_size"] = given
         layer = Layer(default.origin, "hardware", values)
-        return RowChoice(DEFAULT_ROW, _plain(layer), why, layer)
+        return RowChoice(DEFAULT_ROW, _plain(layer), why, layer, given is not None)
 
     def _safe_micro_batch(self, device: DeviceInfo) -> tuple[Given | None, str]:
         named = [key for key in self.rows if key != DEFAULT_ROW]

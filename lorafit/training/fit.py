@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from lorafit.config.batch import BatchPlan
 from lorafit.config.layers import Origin, Resolved
-from lorafit.config.presets import DEFAULT_ROW
 from lorafit.config.schema import Settings
 from lorafit.errors import MemoryFitError
 from lorafit.hardware.detect import detect_device
@@ -41,9 +40,8 @@ def wants_planner(resolved: Resolved) -> bool:
     Nothing that the planner would change may have been asked for: what a person sets stays.
     """
     row = resolved.row
-    if row is None or row.key != DEFAULT_ROW or any(map(resolved.is_explicit, _PLANNED)):
-        return False
-    return resolved.origins["per_device_train_batch_size"].kind == "hardware"
+    is_left_open = row is not None and row.leaves_micro_batch
+    return is_left_open and not any(map(resolved.is_explicit, _PLANNED))
 
 
 def fit_to_memory(

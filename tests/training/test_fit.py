@@ -103,6 +103,13 @@ def test_what_a_person_asked_for_is_not_planned_away(plan, name, value):
     assert str(getattr(asked.settings, name)) == str(value)
 
 
+def test_a_default_row_with_a_micro_batch_of_its_own_is_not_planned_over(plan):
+    careful = plan(preset="safe")
+    assert careful.planner is None
+    assert careful.batch.per_device_train_batch_size == 1
+    assert careful.settings.gradient_checkpointing
+
+
 def test_memory_that_others_took_meanwhile_is_seen_before_loading(plan, monkeypatch):
     ready = plan()
     fit.verify_free_memory(ready)
