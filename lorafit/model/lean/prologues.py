@@ -1,0 +1,86 @@
+"""What happens to the input of a product: only what goes into it is kept.
+
+A prologue is a normalization, an activation or a gate in front of one or several frozen products
+that read the same value. It keeps its inputs, which are small or shared with others, in place of
+its value.
+
+Legend: [...] any leading dimensions, H features.
+"""
+
+from typing import Protocol
+
+import torch
+
+from lorafit.model.lean.activations import Activation
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Prologue(Protocol):
+    """A differentiable function of frozen parameters, in front of products."""
+
+    def forward(self, inputs: Tensors) -> tuple[torch.Tensor, Tensors]:
+        """Return the value [..., H] and the statistics that `restore` and `backward` take."""
+
+    def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
+        """Return the value again."""
+
+    def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
+        """Return the gradients of the inputs from that of the value; may overwrite `gradient`."""
+
+
+class Identity:
+    """The input as it is."""
+
+    def forward(self, inputs: Tensors) -> tuple[torch.Tensor, Tensors]:
+        """Return the input."""
+        return inputs[0], ()
+
+    def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
+        """Return the input."""
+        return inputs[0]
+
+    def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
+        """Return the gradient."""
+        return (gradient,)
+
+
+class Activated:
+    """An activation of the inner layer, as in Phi's MLP."""
+
+    def __init__(self, activation: Activation) -> None:
+        self._activation = activation
+
+    def forward(self, inputs: Tensors) -> tuple[torch.Tensor, Tensors]:
+        """Return activation(inner)."""
+        return self._activation(inputs[0]), ()
+
+    def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
+        """Return activation(inner)."""
+        return self._activation(inputs[0])
+
+    def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
+        """Return the gradient of the inner layer."""
+        return (self._activation.backward(gradient, inputs[0]),)
+
+
+class Gated:
+    """activation(gate) * up, as in the MLP of Llama and its relatives (arXiv 2002.05202)."""
+
+    def __init__(self, activation: Activation) -> None:
+        self._activation = activation
+
+    def forward(self, inputs: Tensors) -> tuple[torch.Tensor, Tensors]:
+        """Return activation(gate) * up."""
+        return self.restore(inputs, ()), ()
+
+    def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
+        """Return activation(gate) * up."""
+        gate, up = inputs
+        return self._activation(gate).mul_(up)
+
+    def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
+        """Return the gradients of gate and up."""
+        gate, up = inputs
+        of_up = self._activation(gate).mul_(gradient)
+        return self._activation.backward(gradient.mul_(up), gate), of_up
