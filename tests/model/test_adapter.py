@@ -98,7 +98,8 @@ def test_every_kind_of_adapter_comes_back_as_it_was(tiny_model, tmp_path, settin
     model = trained_model(tiny_model(), **settings)
     save_adapter(model, tmp_path / "adapter", "base")
     again = load_adapter(base_of(tiny_model()), tmp_path / "adapter")
-    assert torch.equal(logits(again), logits(model))
+    # What was trained ran in lean layers, what is loaded runs in PEFT's.
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-5, atol=1e-6)
     assert not again.training
 
 

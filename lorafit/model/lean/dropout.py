@@ -5,10 +5,10 @@ module a target. Here a mask lives only while it is applied. Masks are independe
 as PEFT's are.
 """
 
-import random
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 _RESOLUTION = 1 << 16
 """A number of 16 random bits decides over an element: four a 64-bit draw, and a share exact to
@@ -18,9 +18,9 @@ _RESOLUTION = 1 << 16
 class DropoutSeeds:
     """Where the seeds of one model's masks come from.
 
-    One number is drawn from Python's generator at the start of each forward pass; a mask's seed
-    follows from it and from the place of the mask. A layer that is computed again in backward finds
-    the same numbers, however the generators have moved since.
+    One number is drawn from torch's generator on the CPU at the start of each forward pass, which
+    no device has to wait for; a mask's seed follows from it and from the place of the mask. A layer
+    that is computed again in backward finds the same numbers, however generators have moved since.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,8 @@ class DropoutSeeds:
 
     def draw(self) -> None:
         """Begin a forward pass."""
-        self._base = random.getrandbits(62)  # noise, not a secret
+        with _disable_current_modes():  # a number of the program's, not one of the model's tensors
+            self._base = int(torch.randint(1 << 62, (), dtype=torch.int64))
 
     def seed(self, layer: int, place: int) -> int:
         """Return the seed of a mask: the layer's number and the place of the mask in it."""

@@ -1,7 +1,5 @@
 """Whole models: lean layers compute what transformers and PEFT compute."""
 
-import random
-
 import pytest
 import torch
 
@@ -53,11 +51,11 @@ def test_dropout_is_the_same_when_a_layer_is_computed_again(adapted, gradients, 
         model = adapted(
             architecture, shape=shape, lora_dropout=0.3, gradient_checkpointing=checkpointing
         )
-        random.seed(5)
+        torch.manual_seed(5)
         found.append(gradients(model))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
-    random.seed(6)
+    torch.manual_seed(6)
     assert gradients(model)[0] != found[1][0]
 
 
@@ -205,8 +203,8 @@ def test_training_curves_of_both_kernels_are_one_over_200_steps(adapted):
     rows = torch.randint(3, 60, (2, 2, 12), generator=generator)
     curves = []
     for kernels in ("stock", "lorafit"):
-        model = adapted(kernels=kernels)
-        settings = Settings(kernels=kernels, learning_rate=1e-2)
+        model = adapted(kernels=kernels, lora_alpha=4)
+        settings = Settings(kernels=kernels, learning_rate=2e-3)
         optimizer = make_optimizer(model, settings)
         losses = []
         for step in range(200):
