@@ -8,19 +8,24 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lorafit.config.schema import Settings
+from lorafit.data.micro_batches import token_budget
+from lorafit.hardware.info import DeviceKind
 from lorafit.memory.events import Category, Phase, Trace
 from lorafit.memory.gpu import GpuTraits
 from lorafit.memory.trace_load import load_empty, quantize_structure
 from lorafit.memory.trace_operators import CpuOperators, CudaOperators
 from lorafit.memory.tracer import StorageTracer
 from lorafit.model import build, step
+from lorafit.model.attention import ATTENTION_NAME, BlockAttention, choose_block_attention
+from lorafit.model.lean.products import tracing_for
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -47,21 +52,39 @@ class TraceRequest:
     """Memory of the device, which limits what transformers asks for ahead of loading."""
 
 
+_SHORT_ROW = 64
+"""Tokens of the rows in a bin, where they are not known: their mean is seldom lower."""
+
+
+class EndToEnd(NamedTuple):
+    """Rows without padding: what computes their attention, and on what kind of device."""
+
+    attention: BlockAttention
+    device_kind: DeviceKind
+
+
 def trace_training(request: TraceRequest) -> Trace:
     """Trace loading and two optimizer steps; the second shows the steady state.
 
     The second step has at most two micro-batches: the second runs beside the gradients of the
     first, and a third would run as the second does.
     """
+    vocab_size = request.config.get_text_config().vocab_size
+    return run_traced(request, StorageTracer("meta", request.gpu, vocab_size))
+
+
+def run_traced(request: TraceRequest, tracer: StorageTracer) -> Trace:
+    """Load and train on `meta` under a new tracer, as `trace_training`, and return its trace."""
     settings = _traceable(request.settings)
     base = build.build_on_meta(settings, request.config, request.dtype)
-    vocab_size = request.config.get_text_config().vocab_size
-    tracer, meta = StorageTracer("meta", request.gpu, vocab_size), torch.device("meta")
+    meta = torch.device("meta")
     with _device_paths(request), bitsandbytes_on_meta(tracer):
         model = load_adapted(base, replace(request, settings=settings), meta, tracer)
         with tracer:
             # The optimizer's state lives as long as the optimizer does.
-            optimizer = trace_steps(model, tracer, settings, meta, request.plain_script)
+            optimizer = trace_steps(
+                model, tracer, settings, meta, request.plain_script, _rows_of(request, model)
+            )
             traced = tracer.finish()
             del optimizer
     return traced
@@ -73,15 +96,18 @@ def trace_steps(
     settings: Settings,
     device: torch.device,
     plain_script: bool = False,
+    end_to_end: EndToEnd | None = None,
 ) -> torch.optim.Optimizer:
     """Run two optimizer steps of full rows on `device` under an active tracer.
+
+    The rows are padded ones, or `end_to_end`.
 
     Returns:
         The optimizer, which holds its state.
     """
     optimizer = step.make_optimizer(model, settings)
     with _phases(tracer, model, optimizer):
-        _run_steps(model, optimizer, settings, device, plain_script, tracer)
+        _run_steps(model, optimizer, settings, device, plain_script, end_to_end, tracer)
     return optimizer
 
 
@@ -97,7 +123,8 @@ def train_full_rows(
         The optimizer, which holds its state.
     """
     optimizer = step.make_optimizer(model, settings)
-    _run_steps(model, optimizer, settings, device, plain_script)
+    end_to_end = None if plain_script else _rows_on(model, settings, device)
+    _run_steps(model, optimizer, settings, device, plain_script, end_to_end)
     return optimizer
 
 
@@ -107,10 +134,11 @@ def _run_steps(
     settings: Settings,
     device: torch.device,
     plain_script: bool,
+    end_to_end: EndToEnd | None,
     tracer: StorageTracer | None = None,
 ) -> None:
     micro_batches = [
-        _batch(model, settings, device, plain_script=plain_script)
+        _batch(model, settings, device, plain_script=plain_script, end_to_end=end_to_end)
         for _ in range(min(settings.gradient_accumulation_steps, 2))
     ]
     num_targets = settings.per_device_train_batch_size * (settings.max_length - 1)
@@ -148,7 +176,12 @@ def load_adapted(
     warm_up = is_quantized or not request.plain_script
     with tracer or contextlib.nullcontext():
         load_empty(
-            base, request.dtype, device, warm_up=warm_up, capacity_bytes=request.capacity_bytes
+            base,
+            request.dtype,
+            device,
+            warm_up=warm_up,
+            capacity_bytes=request.capacity_bytes,
+            tracer=tracer,
         )
         if request.plain_script and is_quantized:
             from peft import prepare_model_for_kbit_training
@@ -161,7 +194,8 @@ def load_adapted(
         if tracer is not None:
             tracer.mark(base.parameters(), Category.WEIGHTS)
             tracer.category = Category.ADAPTER
-        model: torch.nn.Module = build.add_adapter(base, settings)[0]
+        with tracer.adding_adapter() if tracer is not None else contextlib.nullcontext():
+            model: torch.nn.Module = build.add_adapter(base, settings)[0]
     return model
 
 
@@ -177,12 +211,19 @@ def _hold_outputs(model: torch.nn.Module) -> list[Any]:
 
 
 def _batch(
-    model: Any, settings: Settings, device: torch.device, *, plain_script: bool
-) -> dict[str, torch.Tensor]:
+    model: Any,
+    settings: Settings,
+    device: torch.device,
+    *,
+    plain_script: bool,
+    end_to_end: EndToEnd | None,
+) -> dict[str, Any]:
     """Return a micro-batch of full rows, with what `data.collate.Collator` puts into one.
 
     Plain scripts pass the inputs as labels too, and no mask.
     """
+    if end_to_end is not None:
+        return _batch_end_to_end(settings, device, end_to_end)
     shape = (settings.per_device_train_batch_size, settings.max_length)
     inputs = torch.zeros(shape, dtype=torch.int64, device=device)
     if plain_script:
@@ -199,15 +240,94 @@ def _batch(
     return batch
 
 
+def _batch_end_to_end(
+    settings: Settings, device: torch.device, end_to_end: EndToEnd
+) -> dict[str, Any]:
+    """Return the largest micro-batch without padding, as `data.collate.EndToEndCollator` makes it.
+
+    Memory depends on its tokens, not on how they are spread over rows, but for one thing: the
+    backward of the varlen kernel rounds every row up. It gets as many rows as a step can have.
+    """
+    rows, length = settings.per_device_train_batch_size, settings.max_length
+    num_tokens = token_budget(rows, length, end_to_end.device_kind).value
+    by_document = end_to_end.attention == "documents"
+    if by_document:
+        lengths = [length] * (num_tokens // length)
+        lengths += [num_tokens % length] if num_tokens % length else []
+    else:
+        num_rows = rows * settings.gradient_accumulation_steps
+        if settings.packing:
+            num_rows = max(num_rows, num_tokens // _SHORT_ROW)
+        num_rows = min(num_rows, num_tokens // 2)
+        lengths = [num_tokens - 2 * (num_rows - 1), *[2] * (num_rows - 1)]
+    # Values matter to real kernels; on `meta` they are ignored.
+    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
+    inputs = torch.zeros(1, num_tokens, dtype=torch.int64, device=device)
+    positions = torch.arange(num_tokens - min(rows, len(lengths)), device=device)
+    batch: dict[str, Any] = {
+        "input_ids": inputs,
+        "position_ids": torch.zeros_like(inputs),
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts.clone(),
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+        "target_positions": positions,
+        "targets": torch.zeros_like(positions),
+    }
+    return batch | ({"document_lengths": tuple(lengths)} if by_document else {})
+
+
+def _rows_of(request: TraceRequest, model: Any) -> EndToEnd | None:
+    """Return how rows go without padding on the device that is asked about, if they do."""
+    if request.plain_script:
+        return None
+    kind: DeviceKind = "cuda" if request.gpu else "cpu" if request.on_cpu else "mps"
+    capability = request.gpu.compute_capability if request.gpu else None
+    return _choose_rows(model, request.settings, kind, capability, request.dtype)
+
+
+def _rows_on(model: Any, settings: Settings, device: torch.device) -> EndToEnd | None:
+    """Return how rows go without padding on a device that is there, if they do."""
+    kind: DeviceKind = "mps" if device.type == "mps" else "cuda" if device.type == "cuda" else "cpu"
+    capability = torch.cuda.get_device_capability(device) if kind == "cuda" else None
+    return _choose_rows(model, settings, kind, capability, model.get_base_model().dtype)
+
+
+def _choose_rows(
+    model: Any,
+    settings: Settings,
+    kind: DeviceKind,
+    capability: tuple[int, int] | None,
+    dtype: torch.dtype,
+) -> EndToEnd | None:
+    base = model.get_base_model()
+    if base.config._attn_implementation != ATTENTION_NAME:
+        return None
+    attention = choose_block_attention(
+        settings,
+        base.config,
+        loss=build.choose_loss(base, settings),
+        device_kind=kind,
+        compute_capability=capability,
+        dtype=dtype,
+    ).value
+    return None if attention is None else EndToEnd(attention, kind)
+
+
 @contextlib.contextmanager
 def _device_paths(request: TraceRequest) -> Iterator[None]:
     """Send `meta` tensors where tensors on the device go."""
     if request.gpu is None:
-        with CpuOperators() if request.on_cpu else contextlib.nullcontext():
+        operators = CpuOperators() if request.on_cpu else contextlib.nullcontext()
+        with operators, tracing_for("cpu" if request.on_cpu else "mps"):
             yield
         return
     efficient = request.settings.attn_implementation == "sdpa-efficient"
-    with _grouped_kernels(), CudaOperators(request.gpu, efficient_attention=efficient):
+    with (
+        _grouped_kernels(),
+        CudaOperators(request.gpu, efficient_attention=efficient),
+        tracing_for("cuda"),
+    ):
         yield
 
 

@@ -23,6 +23,19 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _MAX_RANK = 4096
 # PEFT takes these names, or the keys of these tables, for regular expressions.
 _PATTERN_KEYS = ("rank_pattern", "alpha_pattern", "layers_pattern", "exclude_modules")
+# What lorafit follows of a stranger's configuration. Of the rest, some keys import modules by name
+# (`megatron_core`), and others change the base model in ways that nothing here has checked.
+_FOLLOWED = frozenset({
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias",
+    "fan_in_fan_out", "use_rslora", "use_dora", "modules_to_save", "init_lora_weights",
+    "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "task_type",
+    "lora_bias", "ensure_weight_tying",
+})  # fmt: skip
+# About the file itself, or where it came from: no part of the adapter.
+_ABOUT = frozenset({
+    "peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "auto_mapping", "megatron_core", "qalora_group_size", "runtime_config",
+})  # fmt: skip
 _PLAIN_NAME = re.compile(r"[\w.]+")
 
 
@@ -149,11 +162,17 @@ def load_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
     from peft import LoraConfig, PeftModel
 
     raw = verify_adapter(folder)
-    known = set(LoraConfig.__dataclass_fields__)
-    # Only what a LoRA configuration has: nothing else in the file is followed, its base path
-    # least of all.
+    unfollowed = set(LoraConfig.__dataclass_fields__) - _FOLLOWED - _ABOUT
+    asked = sorted(key for key in unfollowed if raw.get(key))
+    if asked:
+        raise AdapterError(
+            f"asks for {', '.join(asked)}, which lorafit does not follow: the adapter would act "
+            "otherwise than its author meant",
+            where=str(folder / CONFIG_FILE),
+            hint="load it with PEFT itself, if you trust it",
+        )
     try:
-        config = LoraConfig(**{k: v for k, v in raw.items() if k in known and k != "peft_type"})
+        config = LoraConfig(**{k: v for k, v in raw.items() if k in _FOLLOWED})
         config.inference_mode = True
         model = PeftModel(base, config)
     except torch.OutOfMemoryError:

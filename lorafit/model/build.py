@@ -15,6 +15,8 @@ import torch
 from lorafit.config.schema import Settings
 from lorafit.errors import ConfigError, ModelError, Problem
 from lorafit.hardware.info import Choice
+from lorafit.model.attention import ATTENTION_NAME, wants_block_attention
+from lorafit.model.lean.install import choose_lean_layers, install_lean_layers
 from lorafit.model.lora import Targets, choose_targets, lora_config, trainable_by_module
 from lorafit.model.loss import install_chunked_loss, why_not_chunked
 from lorafit.model.source import read_config
@@ -37,10 +39,13 @@ class ModelSummary:
     trainable_by_module: dict[str, int]
     targets: Targets
     chunked_loss: Choice[bool]
+    lean_layers: Choice[bool]
 
 
 def attention_name(settings: Settings) -> str:
     """Return the transformers name of the attention implementation."""
+    if wants_block_attention(settings):
+        return ATTENTION_NAME
     if settings.attn_implementation in ("auto", "sdpa-efficient"):
         return "sdpa"
     return settings.attn_implementation
@@ -183,6 +188,7 @@ def add_adapter(base: "PreTrainedModel", settings: Settings) -> "tuple[PeftModel
         _enable_checkpointing(base)({"use_reentrant": False})
         if settings.checkpointed_layers is not None:
             _checkpoint_first(base, settings.checkpointed_layers)
+    install_lean_layers(base, settings)
     if choose_loss(base, settings).value:
         install_chunked_loss(base)
     model.train()
@@ -203,6 +209,12 @@ def decoder_layers(model: torch.nn.Module) -> "list[GradientCheckpointingLayer]"
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def checkpoint_layers(base: "PreTrainedModel", count: int) -> None:
+    """Checkpoint the first `count` layers of a model that is built, and no other."""
+    _enable_checkpointing(base)({"use_reentrant": False})
+    _checkpoint_first(base, count)
 
 
 def _checkpoint_first(base: "PreTrainedModel", count: int) -> None:
@@ -239,12 +251,25 @@ def summarize_model(settings: Settings, source: "ModelSource") -> ModelSummary:
         ModelError: the configuration does not describe a model that can be built.
     """
     config = read_config(source)
-    base = build_on_meta(settings, config, torch.float32)
+    try:
+        base = build_on_meta(settings, config, torch.float32)
+    except Exception as problem:  # a value of a wrong kind fails wherever the model first uses it
+        raise ModelError(
+            f"no model can be built from it: {type(problem).__name__}: "
+            f"{excerpt(str(problem), 200)}",
+            where=str(source.path / "config.json"),
+            hint="download the model again; its config.json is damaged",
+        ) from problem
     num_parameters = base.num_parameters()
     model, targets = add_adapter(base, settings)
     by_module = trainable_by_module(model)
     return ModelSummary(
-        num_parameters, sum(by_module.values()), by_module, targets, choose_loss(base, settings)
+        num_parameters,
+        sum(by_module.values()),
+        by_module,
+        targets,
+        choose_loss(base, settings),
+        choose_lean_layers(base, settings),
     )
 
 

@@ -25,6 +25,7 @@ _PROOF: dict[Needs, str] = {
 }
 """What a snapshot must hold: an interrupted download leaves a folder without it."""
 _CONNECT_TIMEOUT_SECONDS = 4.0
+_ANSWER_TIMEOUT_SECONDS = 5.0
 
 
 def download_model(
@@ -39,11 +40,9 @@ def download_model(
         ModelError: the model is not cached and the hub cannot be reached, does not have it, or
             does not give it to this person.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -54,6 +53,8 @@ def download_model(
         return cached, cached.name
     _require_network(name)
     try:
+        # One short question: the download itself would wait and retry for minutes.
+        HfApi().model_info(name, revision=revision, timeout=_ANSWER_TIMEOUT_SECONDS)
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError:
         raise ModelError(
@@ -67,8 +68,8 @@ def download_model(
             f"the hub has no model {name}, or it is private",
             hint="check the spelling; for a private model type: hf auth login",
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as problem:
-        raise _unreachable(name, excerpt(str(problem))) from None
+    except Exception as problem:  # the hub's errors, the system's, and those of the HTTP library
+        raise _unreachable(name, excerpt(str(problem)) or type(problem).__name__) from None
     return folder, folder.name
 
 

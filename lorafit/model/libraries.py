@@ -1,8 +1,13 @@
 """How the libraries underneath are kept quiet, local and predictable."""
 
+import functools
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
 
 
 def prepare_libraries() -> None:
@@ -21,3 +26,35 @@ def prepare_libraries() -> None:
     for name in ("bitsandbytes", "accelerate", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate)\..*")
+    _import_bitsandbytes()
+
+
+def _import_bitsandbytes() -> None:
+    """Import bitsandbytes, which PEFT will, without torch's compiler.
+
+    It wraps functions for devices without kernels of its own in `torch.compile` as it is imported,
+    which imports the compiler: a sixth of the start of a run, for functions that hardly any run
+    calls. Here they are wrapped when they are first called.
+    """
+    if "bitsandbytes" in sys.modules:
+        return
+    import torch
+
+    with mock.patch.object(torch, "compile", functools.partial(_compile_later, torch.compile)):
+        import bitsandbytes  # noqa: F401  # for its side effect on sys.modules
+
+
+def _compile_later(compiler: Callable[..., Any], function: Any = None, **options: Any) -> Any:
+    """Do what `torch.compile` does at the first call of the function."""
+    if function is None:
+        return functools.partial(_compile_later, compiler, **options)
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal compiled
+        if compiled is None:
+            compiled = compiler(function, **options)
+        return compiled(*arguments, **keywords)
+
+    compiled: Any = None
+    return run

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
 
+from lorafit.model.attention import without_mask
+from lorafit.model.lean.products import linear
 from lorafit.units import MIB
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def chunk_rows(vocab_size: int) -> int:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of hidden states [N, H] under a frozen output layer [V, H]."""
+    """Cross-entropy of hidden states [N, H] under a frozen output layer [V, H], over a divisor."""
 
     @staticmethod
     def forward(
@@ -47,28 +48,36 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         smoothing: float,
         softcap: float | None,
+        divisor: torch.Tensor | float,
     ) -> torch.Tensor:
         needs_grad = ctx.needs_input_grad[0]
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=dtype, device=hidden.device)
-        gradient = torch.empty_like(hidden) if needs_grad else None
+        # float16 has not the range for gradients that no loss scaler has multiplied yet.
+        kept = dtype if hidden.dtype == torch.float16 else hidden.dtype
+        gradient = torch.empty_like(hidden, dtype=kept) if needs_grad else None
         rows = chunk_rows(weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
-            loss, grad = _chunk(
-                hidden[part], weight, bias, targets[part], smoothing, softcap, needs_grad
+            total += _chunk(
+                hidden[part],
+                weight,
+                bias,
+                targets[part],
+                smoothing,
+                softcap,
+                divisor,
+                None if gradient is None else gradient[part],
             )
-            total += loss
-            if gradient is not None and grad is not None:
-                gradient[part] = grad
+        ctx.dtype = hidden.dtype
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        # The hidden states' dtype has the range of fp32 (bfloat16) or the scaler's care (float16).
-        return gradient * grad_outputs[0].to(gradient.dtype), None, None, None, None, None
+        scaled = (gradient * grad_outputs[0].to(gradient.dtype)).to(ctx.dtype)
+        return scaled, None, None, None, None, None, None
 
 
 def _chunk(
@@ -78,37 +87,43 @@ def _chunk(
     targets: torch.Tensor,
     smoothing: float,
     softcap: float | None,
-    needs_grad: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the summed loss of a chunk, and its gradient with respect to `hidden`.
+    divisor: torch.Tensor | float,
+    gradient: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the loss of a chunk, and put its gradient with respect to `hidden` into `gradient`.
 
     With p = softmax(z) and target distribution q = (1 - s) onehot + s / V, the loss is
-    logsumexp(z) - q.z and its gradient with respect to z is p - q.
+    logsumexp(z) - q.z and its gradient with respect to z is p - q, both over the divisor. Logits
+    become exponentials and these the gradient in one and the same memory.
     """
-    logits = functional.linear(hidden, weight, bias)
+    logits = linear(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    capped = None
+    slope = None
     if softcap is not None:
         logits.div_(softcap).tanh_()
         # d/dz of cap * tanh(z / cap) is 1 - tanh(z / cap)^2.
-        capped = 1 - logits.square() if needs_grad else None
+        slope = 1 - logits.square() if gradient is not None else None
         logits.mul_(softcap)
-    normalizer = logits.logsumexp(dim=-1, keepdim=True)
-    picked = logits.gather(-1, targets[:, None])
-    loss = (normalizer - (1 - smoothing) * picked).sum()
+    # Loss and gradient do not change with a number taken from all logits of a position.
+    logits.sub_(logits.amax(dim=-1, keepdim=True))
+    loss = (smoothing - 1) * logits.gather(-1, targets[:, None])
     if smoothing:
-        loss -= smoothing * logits.mean(dim=-1).sum()
-    if not needs_grad:
-        return loss, None
-    gradient = logits.sub_(normalizer).exp_()
+        loss -= smoothing * logits.mean(dim=-1, keepdim=True)
+    exponentials = logits.exp_()
+    total = exponentials.sum(dim=-1, keepdim=True)
+    loss = (loss + total.log()).sum() / divisor
+    if gradient is None:
+        return loss
+    # Divided while it is wide: the divisor itself would be rounded to 16 bit.
+    of_logits = exponentials.mul_(1 / (total * divisor))
     if smoothing:
-        gradient.sub_(smoothing / logits.shape[-1])
-    gradient.scatter_add_(
-        -1, targets[:, None], torch.full_like(picked, smoothing - 1, dtype=gradient.dtype)
-    )
-    if capped is not None:
-        gradient.mul_(capped)
-    return loss, gradient.to(weight.dtype) @ weight
+        of_logits.sub_(smoothing / (logits.shape[-1] * divisor))
+    onehot = torch.full_like(total, smoothing - 1) / divisor
+    of_logits.scatter_add_(-1, targets[:, None], onehot)
+    if slope is not None:
+        of_logits.mul_(slope)
+    gradient.copy_(linear(of_logits.to(weight.dtype), weight.t(), None))
+    return loss
 
 
 def chunked_cross_entropy(
@@ -119,13 +134,15 @@ def chunked_cross_entropy(
     *,
     smoothing: float = 0.0,
     softcap: float | None = None,
+    divisor: torch.Tensor | float = 1,
 ) -> torch.Tensor:
-    """Return the summed cross-entropy in fp32 of `hidden` [N, H] against `targets` [N].
+    """Return the summed cross-entropy of `hidden` [N, H] against `targets` [N], over `divisor`.
 
-    The output layer (`weight` [V, H], `bias` [V]) is frozen: only `hidden` gets a gradient.
+    The loss is fp32 or wider. The output layer (`weight` [V, H], `bias` [V]) is frozen: only
+    `hidden` gets a gradient.
     """
     result: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, smoothing, softcap
+        hidden, weight, bias, targets, smoothing, softcap, divisor
     )
     return result
 
@@ -177,15 +194,17 @@ def _forward_with_loss(model: Any, inputs: Mapping[str, Any]) -> Any:
 
     own = ("labels", "target_positions", "targets", "num_items_in_batch", "label_smoothing")
     body = {name: value for name, value in inputs.items() if name not in own}
+    body = without_mask(body, model.config)
     hidden = model.model(**body, use_cache=False).last_hidden_state  # [B, T, H]
     chosen = hidden.flatten(0, 1).index_select(0, inputs["target_positions"])
     output: nn.Linear = model.get_output_embeddings()
-    total = chunked_cross_entropy(
+    loss = chunked_cross_entropy(
         chosen,
         output.weight,
         output.bias,
         inputs["targets"],
         smoothing=inputs.get("label_smoothing", 0.0),
         softcap=getattr(model.config, "final_logit_softcapping", None),
+        divisor=inputs["num_items_in_batch"],
     )
-    return CausalLMOutputWithPast(loss=total / inputs["num_items_in_batch"])
+    return CausalLMOutputWithPast(loss=loss)

@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
+# A name with a slash is a kernel on the hub, which is a program.
+_ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 _BOUNDS = {
     "hidden_size": (1, 131_072),
     "num_hidden_layers": (1, 1_000),
     "num_attention_heads": (1, 4_096),
     "vocab_size": (1, 4_000_000),
+    "intermediate_size": (1, 1_000_000),
+    "num_key_value_heads": (1, 4_096),
 }
+_SHARES = ("attention_dropout", "embd_pdrop", "resid_pdrop", "hidden_dropout")
 
 
 @dataclass(frozen=True)
@@ -122,16 +127,26 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _refuse_code(config: dict[str, Any], path: Path) -> None:
-    asked = [key for key in _CODE_KEYS if config.get(key)]
-    attention = config.get("attn_implementation", config.get("_attn_implementation"))
-    if isinstance(attention, str) and "/" in attention:
-        asked.append(f"attn_implementation={attention}")
+    asked = _code_asked_for(config)
     if asked:
         raise ModelError(
             f"this model asks to run code of its own ({excerpt(', '.join(asked))})",
             where=str(path / "config.json"),
             hint="lorafit runs no code from a model; use a version of it for plain transformers",
         )
+
+
+def _code_asked_for(config: dict[str, Any]) -> list[str]:
+    """Return what in a configuration, or in one inside of it, would make transformers run code."""
+    asked = [key for key in _CODE_KEYS if config.get(key)]
+    for key in _ATTENTION_KEYS:
+        attention = config.get(key)
+        named = attention.values() if isinstance(attention, dict) else [attention]
+        asked += [f"{key}={name}" for name in named if isinstance(name, str) and "/" in name]
+    for part in config.values():
+        if isinstance(part, dict):
+            asked += _code_asked_for(part)
+    return asked
 
 
 def _refuse_unsuitable(config: dict[str, Any], path: Path) -> None:
@@ -155,11 +170,24 @@ def _refuse_unsuitable(config: dict[str, Any], path: Path) -> None:
         )
     for key, (low, high) in _BOUNDS.items():
         value = config.get(key)
-        if value is None:
-            continue
+        if value is None or (isinstance(value, list) and key == "intermediate_size"):
+            continue  # Gemma 3n has a list, one size a layer
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ModelError(
                 f"{key} is {excerpt(repr(value))}; it must be a whole number of {low} to {high:,}",
+                where=where,
+            )
+    heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if heads and groups and heads % groups:
+        raise ModelError(
+            f"num_key_value_heads is {groups}, which does not divide the {heads} attention heads",
+            where=where,
+        )
+    for key in _SHARES:
+        share = config.get(key, 0.0)
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise ModelError(
+                f"{key} is {excerpt(repr(share))}; it must be a number from 0 to below 1",
                 where=where,
             )
 

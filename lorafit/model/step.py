@@ -14,6 +14,9 @@ from lorafit.config.schema import Settings
 if TYPE_CHECKING:
     from torch import nn
 
+Batch = Mapping[str, Any]
+"""A micro-batch, as keyword arguments of the model: tensors, and what attention needs to know."""
+
 IGNORED_LABEL = -100
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
@@ -35,7 +38,7 @@ def count_supervised(labels: torch.Tensor) -> int:
 
 def micro_batch_loss(
     model: "nn.Module",
-    batch: Mapping[str, torch.Tensor],
+    batch: Batch,
     num_targets: torch.Tensor | int,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
@@ -114,7 +117,7 @@ def clip_gradients(parameters: Iterable["nn.Parameter"], max_norm: float) -> tor
 def training_step(
     model: "nn.Module",
     optimizer: torch.optim.Optimizer,
-    micro_batches: Sequence[Mapping[str, torch.Tensor]],
+    micro_batches: Sequence[Batch],
     num_targets: int,
     settings: Settings,
 ) -> StepOutcome:

@@ -58,6 +58,7 @@ def test_an_unknown_architecture_gets_every_linear_module_and_says_so(load):
     assert targets.reason == "every Linear module found: brand-new has no entry of its own"
 
 
+@pytest.mark.row("B30")
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lorafit.model.lean.products import device_type
+
 _RESOLUTION = 1 << 16
 """A number of 16 random bits decides over an element: four a 64-bit draw, and a share exact to
 1 / 65536."""
@@ -39,16 +41,23 @@ class DropoutSeeds:
 
 def keep_mask(values: torch.Tensor, share: float, seed: int) -> torch.Tensor:
     """Return a bool mask of the shape of `values`, False for about a `share` of it."""
-    count, device = values.numel(), values.device
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
-    if device.type == "meta":  # where nothing can be seeded, and nothing has to be
-        bits.random_(-(2**63), None)
-    else:
-        generator = torch.Generator(device=device)
-        generator.manual_seed(seed)
-        bits.random_(-(2**63), None, generator=generator)
+    generator = _seeded(values.device, seed)
+    if device_type(values) == "mps":  # Metal draws no 64-bit integers
+        drawn = torch.empty_like(values, dtype=torch.float32)
+        return drawn.uniform_(generator=generator) >= share
+    count = values.numel()
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=values.device)
+    bits.random_(-(2**63), None, generator=generator)
     threshold = round(share * _RESOLUTION) - _RESOLUTION // 2
     return (bits.view(torch.int16)[:count] >= threshold).view(values.shape)
+
+
+def _seeded(device: torch.device, seed: int) -> torch.Generator | None:
+    if device.type == "meta":  # where nothing can be seeded, and nothing has to be
+        return None
+    generator = torch.Generator(device=device)
+    generator.manual_seed(seed)
+    return generator
 
 
 class _DroppedSum(torch.autograd.Function):

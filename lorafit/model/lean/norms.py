@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorafit.model.lean.fusion import fusible
 from lorafit.model.lean.prologues import Prologue, Tensors
 
 _aten = torch.ops.aten
@@ -64,22 +65,40 @@ class RMSNorm:
 
     def forward(self, inputs: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Return the normalized inputs and 1 / rms(x) [..., 1]."""
-        wide = inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32))
-        rstd = (wide.square().mean(-1, keepdim=True) + self._eps).rsqrt_()
+        rstd = _inverse_rms(inputs[0], self._eps)
         return self.restore(inputs, (rstd,)), (rstd,)
 
     def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
         """Normalize again, with the statistics at hand."""
         (rstd,) = statistics
-        return (inputs[0] * rstd).mul_(self._weight(rstd.dtype)).to(inputs[0].dtype)
+        return _scale(inputs[0], rstd, self._weight(rstd.dtype))
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
-        """With u = x / rms(x) and g = gradient * weight: dx = (g - u mean(g u)) / rms(x)."""
+        """Return the gradient of the inputs, computed in fp32."""
         (rstd,) = statistics
-        unit = inputs[0] * rstd  # in the statistics' dtype, which is fp32 at the least
-        scaled = gradient * self._weight(rstd.dtype)
-        share = (scaled * unit).mean(-1, keepdim=True)
-        return (scaled.sub_(unit.mul_(share)).mul_(rstd).to(inputs[0].dtype),)
+        return (_scale_backward(gradient, inputs[0], rstd, self._weight(rstd.dtype)),)
+
+
+@fusible
+def _inverse_rms(inputs: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    return (wide.square().mean(-1, keepdim=True) + eps).rsqrt_()
+
+
+@fusible
+def _scale(inputs: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (inputs * rstd).mul_(weight).to(inputs.dtype)
+
+
+@fusible
+def _scale_backward(
+    gradient: torch.Tensor, inputs: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """With u = x / rms(x) and g = gradient * weight: dx = (g - u mean(g u)) / rms(x)."""
+    unit = inputs * rstd  # in the statistics' dtype, which is fp32 at the least
+    scaled = gradient * weight
+    share = (scaled * unit).mean(-1, keepdim=True)
+    return scaled.sub_(unit.mul_(share)).mul_(rstd).to(inputs.dtype)
 
 
 class _Normalized(torch.autograd.Function):

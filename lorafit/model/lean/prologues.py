@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from lorafit.model.lean.activations import Activation
+from lorafit.model.lean.fusion import fusible
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -26,7 +27,7 @@ class Prologue(Protocol):
         """Return the value again."""
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
-        """Return the gradients of the inputs from that of the value; may overwrite `gradient`."""
+        """Return the gradients of the inputs from that of the value."""
 
 
 class Identity:
@@ -76,11 +77,22 @@ class Gated:
 
     def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
         """Return activation(gate) * up."""
-        gate, up = inputs
-        return self._activation(gate).mul_(up)
+        return _gate(*inputs, self._activation)
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
         """Return the gradients of gate and up."""
-        gate, up = inputs
-        of_up = self._activation(gate).mul_(gradient)
-        return self._activation.backward(gradient.mul_(up), gate), of_up
+        of_gate, of_up = _gate_backward(gradient, *inputs, self._activation)
+        return of_gate, of_up
+
+
+@fusible
+def _gate(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    return activation(gate).mul_(up)
+
+
+@fusible
+def _gate_backward(
+    gradient: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: Activation
+) -> Tensors:
+    of_up = activation(gate).mul_(gradient)
+    return activation.backward(gradient * up, gate), of_up

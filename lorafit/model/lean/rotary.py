@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from lorafit.model.lean.fusion import fusible
+
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
@@ -31,26 +33,26 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return result
 
 
+@fusible
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     width = cos.shape[-1]
     half = width // 2
     first, second = heads[..., :half], heads[..., half:width]
     rotated = torch.empty_like(heads)
-    torch.mul(heads[..., :width], cos, out=rotated[..., :width])
-    rotated[..., :half].addcmul_(second, sin[..., :half], value=-1)
-    rotated[..., half:width].addcmul_(first, sin[..., half:])
+    rotated[..., :half] = (first * cos[..., :half]).addcmul_(second, sin[..., :half], value=-1)
+    rotated[..., half:width] = (second * cos[..., half:]).addcmul_(first, sin[..., half:])
     rotated[..., width:] = heads[..., width:]
     return rotated
 
 
+@fusible
 def _rotate_back(gradient: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Return the transpose of the rotation, applied to a gradient."""
     width = cos.shape[-1]
     half = width // 2
     first, second = gradient[..., :half], gradient[..., half:width]
     back = torch.empty_like(gradient)
-    torch.mul(gradient[..., :width], cos, out=back[..., :width])
-    back[..., :half].addcmul_(second, sin[..., half:])
-    back[..., half:width].addcmul_(first, sin[..., :half], value=-1)
+    back[..., :half] = (first * cos[..., :half]).addcmul_(second, sin[..., half:])
+    back[..., half:width] = (second * cos[..., half:]).addcmul_(first, sin[..., :half], value=-1)
     back[..., width:] = gradient[..., width:]
     return back
