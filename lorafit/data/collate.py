@@ -1,8 +1,9 @@
-"""Batches: rows of different lengths, padded on the right to one tensor."""
+"""Batches: rows of different lengths, padded on the right to one tensor, or laid end to end."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any
 
 from lorafit.data.dataset import IGNORED_LABEL
 
@@ -24,8 +25,9 @@ class Collator:
     locate_targets: bool = False
     """Add where the targets are, for the chunked loss: found here, on the CPU, they cost the
     device no wait."""
-    fixed_length: int | None = None
-    """Pad every batch to this many tokens, for devices that pay for each new shape."""
+    lengths: tuple[int, ...] = ()
+    """Pad to the first of these, rising, that is long enough: for devices that pay for each new
+    shape. Rows longer than all of them are padded to a multiple."""
 
     def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> "dict[str, torch.Tensor]":
         """Return `input_ids`, `attention_mask` and `labels`, each int64 of shape [rows, tokens].
@@ -52,7 +54,61 @@ class Collator:
 
     def padded_length(self, longest: int) -> int:
         """Return the tokens that a batch is padded to when its longest row has `longest`."""
-        if self.fixed_length is not None:
-            return max(self.fixed_length, longest)
+        for length in self.lengths:
+            if length >= longest:
+                return length
         multiple = self.pad_to_multiple_of
         return -(-longest // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class EndToEndCollator:
+    """Lays rows end to end, as the documents of one row, for block-diagonal attention.
+
+    See `lorafit.model.attention`. Tokens that only round the length up are a document of their
+    own, without targets.
+    """
+
+    pad_token_id: int
+    longest: int
+    """Tokens of the longest row of the data: kernels are told one bound for all batches, so that
+    nothing is compiled anew when a batch has other rows."""
+    pad_to_multiple_of: int = 1
+    by_document: bool = False
+    """Say how long documents are, for attention that takes them one by one."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
+        """Return one row of N tokens, which has D documents, as arguments of the model.
+
+        `input_ids` and `position_ids` are int64 [1, N], positions from 0 in each document;
+        `cu_seq_lens_q` and `cu_seq_lens_k` int32 [D+1], where documents begin; `max_length_q` and
+        `max_length_k` a bound of their lengths; `target_positions` and `targets` int64 as
+        `lorafit.model.loss` takes them; `document_lengths`, if asked for, a tuple of D integers.
+        """
+        import torch
+
+        lengths = [len(row["input_ids"]) for row in rows]
+        missing = -sum(lengths) % self.pad_to_multiple_of
+        documents = [*lengths, missing] if missing else lengths
+        ids = torch.tensor([*chain.from_iterable(row["input_ids"] for row in rows)])
+        labels = torch.tensor([*chain.from_iterable(row["labels"] for row in rows)])
+        starts = torch.tensor([0, *accumulate(documents)])
+        # A document's first token is predicted from nothing: not from its neighbour.
+        labels[starts[: len(lengths)]] = IGNORED_LABEL
+        predicted = (labels != IGNORED_LABEL).nonzero().squeeze(-1)
+        ids = torch.nn.functional.pad(ids, (0, missing), value=self.pad_token_id)
+        offsets = starts[:-1].repeat_interleave(starts.diff())
+        bound = max(self.longest, *documents)
+        batch: dict[str, Any] = {
+            "input_ids": ids[None],
+            "position_ids": (torch.arange(len(ids)) - offsets)[None],
+            "cu_seq_lens_q": starts.to(torch.int32),
+            "cu_seq_lens_k": starts.to(torch.int32),
+            "max_length_q": bound,
+            "max_length_k": bound,
+            "target_positions": predicted - 1,
+            "targets": labels[predicted],
+        }
+        if self.by_document:
+            batch["document_lengths"] = tuple(documents)
+        return batch

@@ -88,7 +88,7 @@ def _in_float32(layer: torch.nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter, dtype in zip(layer.parameters(recurse=False), dtypes, strict=True):
+        for parameter, dtype in zip(parameters, dtypes, strict=True):
             parameter.data = parameter.data.to(dtype)
 
 

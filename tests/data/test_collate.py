@@ -1,6 +1,6 @@
 import torch
 
-from lorafit.data.collate import Collator
+from lorafit.data.collate import Collator, EndToEndCollator
 
 ROWS = [
     {"input_ids": [5, 6, 0], "labels": [-100, 6, 0]},
@@ -25,5 +25,47 @@ def test_keeps_a_true_end_of_text_where_padding_has_the_same_id():
 
 def test_rounds_lengths_up_and_pads_to_a_fixed_length():
     assert Collator(0, pad_to_multiple_of=8)(ROWS)["input_ids"].shape == (2, 8)
-    assert Collator(0, fixed_length=12)(ROWS)["labels"].shape == (2, 12)
+    assert Collator(0, lengths=(2, 12, 20))(ROWS)["labels"].shape == (2, 12)
+    assert Collator(0, pad_to_multiple_of=8, lengths=(4, 12)).padded_length(13) == 16
     assert Collator(0, pad_to_multiple_of=8).padded_length(16) == 16
+
+
+# -- End to end ----------------------------------------------------------------------------
+
+
+def test_rows_go_end_to_end_with_positions_from_zero():
+    batch = EndToEndCollator(9, longest=20, by_document=True)(ROWS)
+    tokens = [token for row in ROWS for token in row["input_ids"]]
+    lengths = tuple(len(row["input_ids"]) for row in ROWS)
+    assert batch["input_ids"].tolist() == [tokens]
+    assert batch["position_ids"].tolist() == [[t for n in lengths for t in range(n)]]
+    assert batch["document_lengths"] == lengths
+    assert batch["cu_seq_lens_q"].tolist() == [0, lengths[0], sum(lengths)]
+    assert batch["cu_seq_lens_q"].dtype == batch["cu_seq_lens_k"].dtype == torch.int32
+    assert batch["max_length_q"] == batch["max_length_k"] == 20
+
+
+def test_the_last_token_of_a_row_does_not_predict_the_next_row():
+    rows = [{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [3, 4], "labels": [3, 4]}]
+    batch = EndToEndCollator(0, longest=2)(rows)
+    assert batch["target_positions"].tolist() == [0, 2]
+    assert batch["targets"].tolist() == [2, 4]
+    assert "document_lengths" not in batch
+
+
+def test_targets_are_those_of_the_padded_batch():
+    padded = Collator(0, locate_targets=True)(ROWS)
+    assert EndToEndCollator(0, 8)(ROWS)["targets"].tolist() == padded["targets"].tolist()
+
+
+def test_rounding_up_adds_a_document_without_targets():
+    plain = EndToEndCollator(9, 4, by_document=True)(ROWS)
+    batch = EndToEndCollator(9, 4, pad_to_multiple_of=16, by_document=True)(ROWS)
+    num_tokens = plain["input_ids"].shape[1]
+    missing = 16 - num_tokens
+    assert batch["input_ids"].shape == batch["position_ids"].shape == (1, 16)
+    assert batch["input_ids"][0, num_tokens:].tolist() == [9] * missing
+    assert batch["position_ids"][0, num_tokens:].tolist() == list(range(missing))
+    assert batch["document_lengths"] == (*plain["document_lengths"], missing)
+    assert batch["max_length_q"] == max(batch["document_lengths"])
+    assert batch["target_positions"].equal(plain["target_positions"])

@@ -58,6 +58,7 @@ def test_command_prints_counts_histogram_and_brackets_without_colour(
     assert "[Q" not in marked
 
 
+@pytest.mark.row("B17")
 def test_b17_histogram_keeps_its_numbers_on_a_narrow_plain_terminal(write_rows, pairs, tmp_path):
     script = "import sys; from lorafit.cli.data import app; app(['inspect', sys.argv[1]])"
     environment = {**os.environ, "COLUMNS": "20", "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
@@ -96,6 +97,7 @@ def test_command_refuses_a_named_model_that_is_not_there(tmp_path, write_rows, p
     assert isinstance(result.exception, ModelError)
 
 
+@pytest.mark.row("B3")
 def test_b3_command_refuses_empty_values(write_rows, pairs):
     assert isinstance(run("").exception, UsageError)
     result = run(write_rows(pairs), "--prompt-template", "")
@@ -113,6 +115,7 @@ sys.exit(str(loaded) if loaded else 0)
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.row("B51")
 def test_b51_command_escapes_what_could_steer_a_terminal(model_folder, write_rows):
     rows = [{"prompt": "a", "completion": "\x1b[2J", "label": "\x1b]0;title\x07"}] * 2
     result = run(write_rows(rows), "--model", model_folder, "--show-mask", 1)

@@ -68,12 +68,14 @@ def test_says_which_chat_template_writes_conversations(tokenizer, write_rows):
     assert "written by chatml" in "\n".join(data.report.lines())
 
 
+@pytest.mark.row("B36")
 def test_b36_warns_of_a_single_row_and_trains_on_it(tokenizer, write_rows):
     data = load_training_data(settings_for(write_rows([{"text": "hello"}])), tokenizer)
     assert data.validation is None
     assert "one usable row" in data.report.warnings[0]
 
 
+@pytest.mark.row("B40")
 def test_b40_blank_rows_are_dropped_counted_and_limited(tokenizer, write_rows, pairs):
     path = write_rows([*pairs, {"prompt": "Q:", "completion": " \n"}])
     data = load_training_data(settings_for(path), tokenizer)
@@ -83,6 +85,7 @@ def test_b40_blank_rows_are_dropped_counted_and_limited(tokenizer, write_rows, p
         load_training_data(settings_for(path, max_dropped=0.01), tokenizer)
 
 
+@pytest.mark.row("B43")
 def test_b43_says_how_many_rows_were_cut_and_what_would_keep_them(tokenizer, write_rows, pairs):
     path = write_rows([*pairs, {"prompt": "Q:", "completion": "yes " * 100}])
     data = load_training_data(settings_for(path), tokenizer)
@@ -93,6 +96,7 @@ def test_b43_says_how_many_rows_were_cut_and_what_would_keep_them(tokenizer, wri
     assert longer.report.training.counts.truncated == 0
 
 
+@pytest.mark.row("B45")
 def test_b45_warns_of_special_tokens_in_the_text(tokenizer, write_rows, pairs):
     path = write_rows([*pairs, {"prompt": "Q:", "completion": "a <|endoftext|> b"}])
     warnings = load_training_data(settings_for(path), tokenizer).report.warnings
@@ -101,6 +105,7 @@ def test_b45_warns_of_special_tokens_in_the_text(tokenizer, write_rows, pairs):
     assert "rows.jsonl:21" in warnings[0]
 
 
+@pytest.mark.row("B46")
 def test_b46_warns_when_validation_rows_are_training_rows(tokenizer, write_rows, pairs):
     path = write_rows(pairs)
     other = write_rows([*pairs[:3], {"prompt": "new:", "completion": "yes"}], "validation.jsonl")
@@ -109,6 +114,7 @@ def test_b46_warns_when_validation_rows_are_training_rows(tokenizer, write_rows,
     assert "also in the training data: 3 of 4 validation rows" in data.report.warnings[0]
 
 
+@pytest.mark.row("B46")
 def test_b46_warns_of_many_repeated_rows(tokenizer, write_rows, pairs):
     data = load_training_data(settings_for(write_rows(pairs * 2)), tokenizer)
     assert "repeating an earlier row, so trained on more often: 20 of 40" in data.report.warnings[0]
@@ -121,6 +127,7 @@ def test_refuses_validation_rows_of_another_kind(tokenizer, write_rows, pairs):
         load_training_data(settings_for(write_rows(pairs), validation_data=str(other)), tokenizer)
 
 
+@pytest.mark.row("B47")
 def test_b47_fingerprint_follows_the_content(tokenizer, write_rows, pairs):
     path = write_rows(pairs)
     first = load_source(str(path), settings_for(path), tokenizer).report.sha256
@@ -129,6 +136,7 @@ def test_b47_fingerprint_follows_the_content(tokenizer, write_rows, pairs):
     assert load_source(str(path), settings_for(path), tokenizer).report.sha256 != first
 
 
+@pytest.mark.row("B47")
 def test_b47_notices_a_file_that_is_written_meanwhile(tokenizer, write_rows, pairs):
     from lorafit.data.fingerprint import file_state, verify_unchanged
     from lorafit.data.sources import resolve_source

@@ -1,6 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pytest
+
 from lorafit.data.split import count_overlap, split_rows
 
 
@@ -32,12 +34,14 @@ def test_keeps_one_row_on_each_side_of_two():
     assert len(split.train) == len(split.validation) == 1
 
 
+@pytest.mark.row("B36", "B46")
 def test_b36_b46_one_row_or_only_copies_leave_nothing_to_validate_on():
     assert split_rows(keys("a"), 0.1, 0).reason == "no validation: there is one row"
     assert split_rows(keys("a", "a"), 0.1, 0).reason == "no validation: all rows are identical"
     assert split_rows(keys("a", "b"), 0.0, 0).validation == ()
 
 
+@pytest.mark.row("B46")
 def test_b46_counts_validation_rows_that_are_also_training_rows():
     assert count_overlap(keys("a", "b"), keys("b", "c", "b")) == 2
 

@@ -83,6 +83,7 @@ def test_does_not_end_a_row_twice(tokenizer, settings):
     assert dataset[0]["labels"][-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.row("B43")
 def test_b43_counts_rows_that_are_cut_and_keeps_their_beginning(tokenizer):
     settings = Settings(max_length=8)
     records = [pair("Question:", "yes " * 50), pair("Q", "a")]
@@ -93,6 +94,7 @@ def test_b43_counts_rows_that_are_cut_and_keeps_their_beginning(tokenizer):
     assert dataset.full_lengths[0] > 8
 
 
+@pytest.mark.row("B43")
 def test_b43_drops_and_counts_a_row_whose_prompt_fills_max_length(tokenizer):
     settings = Settings(max_length=8, max_dropped=0.5)
     records = [pair("long question " * 20, "yes", "rows.jsonl:1"), pair("Q", "a", "rows.jsonl:2")]
@@ -102,6 +104,7 @@ def test_b43_drops_and_counts_a_row_whose_prompt_fills_max_length(tokenizer):
     verify_dropped(dataset.counts, 0, settings, "rows.jsonl")
 
 
+@pytest.mark.row("B43")
 def test_b43_refuses_when_more_rows_are_dropped_than_allowed(tokenizer):
     settings = Settings(max_length=8, max_dropped=0.1)
     records = [pair("long question " * 20, "yes", "rows.jsonl:1"), pair("Q", "a", "rows.jsonl:2")]
@@ -110,6 +113,7 @@ def test_b43_refuses_when_more_rows_are_dropped_than_allowed(tokenizer):
         verify_dropped(dataset.counts, 0, settings, "rows.jsonl")
 
 
+@pytest.mark.row("B43")
 def test_b43_refuses_when_no_row_is_left_whatever_max_dropped_says(tokenizer):
     settings = Settings(max_length=8, max_dropped=1.0)
     dataset = tokenize_records([pair("long question " * 20, "yes")], tokenizer, settings)
@@ -117,6 +121,7 @@ def test_b43_refuses_when_no_row_is_left_whatever_max_dropped_says(tokenizer):
         verify_dropped(dataset.counts, 0, settings, "rows.jsonl")
 
 
+@pytest.mark.row("B45")
 def test_b45_counts_special_tokens_written_in_the_data(tokenizer, settings):
     records = [pair("Q", "a", "rows.jsonl:1"), pair(f"x {END} y", "b", "rows.jsonl:2")]
     counts = tokenize_records(records, tokenizer, settings).counts
@@ -147,6 +152,7 @@ class MultimodalConfig:
     text_config = Config()
 
 
+@pytest.mark.row("B33")
 @pytest.mark.parametrize("config", [Config(), MultimodalConfig()])
 def test_b33_refuses_a_max_length_beyond_the_models_context(config):
     check_max_length(Settings(max_length=2048), config)
