@@ -82,6 +82,7 @@ def row_settings(row: dict[str, str]) -> Settings:
         torch_compile=False,
         optim=row["optimizer"],
         max_grad_norm=float(row["max_grad_norm"] or 0),
+        kernels="stock",
     )
 
 

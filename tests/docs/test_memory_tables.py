@@ -39,7 +39,8 @@ def test_every_row_of_every_preset_stands_in_the_table(tables: Any) -> None:
         (preset.name, key) for preset in list_presets() for key in preset.rows if key != DEFAULT_ROW
     }
     assert named <= {(row[0].strip("`"), row[1].strip("`")) for row in shown}
-    assert {preset.name for preset in list_presets()} == {row[0].strip("`") for row in shown}
+    own = {preset.name for preset in list_presets() if "/" not in preset.name}
+    assert own == {row[0].strip("`") for row in shown}
 
 
 def test_each_promise_of_the_guide_is_set_beside_the_estimate(tables: Any) -> None:

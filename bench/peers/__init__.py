@@ -1,0 +1,1 @@
+"""Other projects that fine-tune with LoRA, trained on the same work and measured the same way."""

@@ -1,0 +1,64 @@
+"""How fast training could be at best: FLOPs a token against the matmul rate of the device.
+
+    python -m peers.roofline DEVICE
+
+measures that rate and prints it as JSON.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+
+def flops_per_token(config: Any, num_tokens: int) -> float:
+    """Return the multiplications and additions that LoRA training of one token needs.
+
+    With a frozen base each weight of a Linear module multiplies once forward and once for the
+    gradient of its input, two FLOPs each: 4 x parameters. Causal attention adds, a layer, the
+    products of scores and values with half the row's tokens at the mean, 2 x tokens x width
+    forward (Kaplan et al., arXiv:2001.08361, table 1, halved), and twice that backward. Adapters,
+    norms and anything computed a second time are left out: they are what is lost.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    parameters = sum(module.weight.numel() for module in linear)
+    head_size = getattr(config, "head_dim", None)
+    head_size = head_size or config.hidden_size // config.num_attention_heads
+    width = config.num_attention_heads * head_size
+    attention = 3 * 2 * num_tokens * width * config.num_hidden_layers
+    return float(4 * parameters + attention)
+
+
+def measure_matmul_rate(device: str) -> dict[str, float]:
+    """Return the best rate of a large product, FLOP/s: bf16 on a GPU, float32 on a CPU."""
+    import torch
+
+    on_gpu = device.startswith("cuda")
+    size, repeats = (8192, 50) if on_gpu else (512, 5)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(5):
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            torch.mm(one, other)
+        _wait(device)
+        best = max(best, repeats * 2 * size**3 / (time.perf_counter() - started))
+    return {"flops_per_second": best, "size": size}
+
+
+def _wait(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_matmul_rate(sys.argv[1])))
