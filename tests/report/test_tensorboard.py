@@ -19,7 +19,7 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
 
 def test_the_curves_hold_the_numbers_of_the_events(run_lorafit, train_arguments, tmp_path):
     run_dir = tmp_path / "run"
-    outcome = run_lorafit(*train_arguments(run_dir, report_to="tensorboard"))
+    outcome = run_lorafit(*train_arguments(run_dir))
     assert outcome.code == 0, outcome.err
     drawn, events = curves(run_dir / "tensorboard"), read_events(run_dir)
     assert drawn["train/loss"] == pytest.approx({e["step"]: e["loss"] for e in events})
@@ -28,14 +28,14 @@ def test_the_curves_hold_the_numbers_of_the_events(run_lorafit, train_arguments,
     assert expected
 
 
-def test_nothing_is_written_unless_asked_for(run_lorafit, train_arguments, tmp_path):
-    assert run_lorafit(*train_arguments(tmp_path / "run")).code == 0
+def test_nothing_is_written_where_no_tracker_is_wanted(run_lorafit, train_arguments, tmp_path):
+    assert run_lorafit(*train_arguments(tmp_path / "run", report_to="none")).code == 0
     assert not (tmp_path / "run" / "tensorboard").exists()
 
 
-def test_a_tracker_that_cannot_write_costs_the_curves_only(tmp_path):
+def test_a_log_that_cannot_be_written_costs_the_curves_only(tmp_path):
     (tmp_path / "tensorboard").write_text("in the way")
-    log = TensorBoardLog(tmp_path)
+    log = TensorBoardLog(tmp_path, "an id", {})
     log.on_start(10, 0)
     assert log.failure
     log.on_end()

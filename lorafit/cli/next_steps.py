@@ -1,0 +1,37 @@
+"""What to type after a command that does not say so itself, by the words that name it."""
+
+from collections.abc import Sequence
+
+NEXT_STEPS = {
+    "doctor": "lorafit demo, or lorafit train --preset balanced --data FILE --dry-run",
+    "estimate-memory": "lorafit train with the same flags, --data FILE and --dry-run",
+    "schedule": "lorafit train with the same flags and --dry-run",
+    "evaluate": "lorafit chat RUN to try it by hand, lorafit export RUN to take it elsewhere",
+    "generate": "lorafit evaluate --adapter DIR --data FILE measures it, lorafit chat RUN talks",
+    "chat": "lorafit export RUN merges the adapter, lorafit evaluate measures it",
+    "tensorboard": "lorafit report RUN draws the curves into one file, for keeping",
+    "checkpoints list": "lorafit checkpoints verify RUN, or lorafit train --resume FOLDER",
+    "checkpoints verify": "lorafit train with the flags of the run goes on from it",
+    "checkpoints prune": "lorafit checkpoints list RUN",
+    "checkpoints diff": "lorafit evaluate --adapter FOLDER --data FILE",
+    "data inspect": "lorafit train --preset balanced --data FILE --dry-run",
+    "presets show": "lorafit train --preset NAME --data FILE --dry-run",
+    "presets diff": "lorafit estimate-memory --compare A,B",
+    "config show": "lorafit train with the same flags, --data FILE and --dry-run",
+    "config validate": "lorafit train --config FILE --dry-run",
+    "config aliases": "lorafit config show",
+    "config groups": "lorafit config show training=aggressive",
+}
+"""Only where a command succeeds, and not where it printed JSON or help."""
+
+_SILENT = frozenset({"--json", "--help", "--version", "--install-completion", "--show-completion"})
+
+
+def next_step(arguments: Sequence[str]) -> str | None:
+    """Return what to type after a command that succeeded, if it is for people and has something."""
+    if _SILENT & set(arguments):
+        return None
+    if arguments[:1] == ["train"] and "--dry-run" in arguments:
+        return "the same command without --dry-run"
+    words = [word for word in arguments if not word.startswith("-")]
+    return NEXT_STEPS.get(" ".join(words[:2])) or NEXT_STEPS.get(" ".join(words[:1]))

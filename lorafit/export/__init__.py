@@ -1,0 +1,1 @@
+"""Adapters on their way out: merged weights, model card, hub, GGUF, Ollama."""
