@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorafit.config.schema import Settings
+from lorafit.data.capacity import require_memory
 from lorafit.data.chat import load_chat_format
 from lorafit.data.dataset import TokenizedDataset
 from lorafit.data.fingerprint import file_state, hash_file, hash_records, verify_unchanged
@@ -101,10 +102,12 @@ def read_with_fingerprint(
 
     Raises:
         DataError: as `read_records`, or the file changed meanwhile.
+        MemoryFitError: its rows cannot fit in memory.
     """
     if isinstance(source, HubSource):
         records = read_records(source, settings)
         return records, hash_records(records.records)
+    require_memory(source)
     before = file_state(source)
     records = read_records(source, settings)
     sha256 = hash_file(source)

@@ -18,6 +18,7 @@ from typing import Any
 from lorafit.config.schema import Settings, setting_group
 from lorafit.files import cache_folder
 from lorafit.hardware.info import DeviceInfo
+from lorafit.memory.calibration import Combination, read_record
 from lorafit.memory.estimate import Estimate, Peak
 
 logger = logging.getLogger("lorafit")
@@ -84,15 +85,22 @@ def question_hash(
         ],
         "versions": {name: _version(name) for name in _PACKAGES},
         "sources": _sources_state(),
+        "calibration": _calibration_state(device, settings.kernels),
         "variant": variant,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def _calibration_state(device: DeviceInfo, kernels: str) -> list[object]:
+    """Return what was measured here that corrects estimates, and whether its record is damaged."""
+    record = read_record(Combination.of(device, kernels))
+    return [record.calibration(device.name), record.problem]
+
+
 def _sources_state() -> list[list[object]]:
     """Return name, size and time of the files that make an estimate: a checkout has no version."""
     package = Path(__file__).parent.parent
-    files = sorted([*package.glob("memory/*.py"), *package.glob("model/*.py")])
+    files = sorted([*package.glob("memory/*.py"), *package.glob("model/**/*.py")])
     states = [(file.name, file.stat()) for file in files]
     return [[name, state.st_size, state.st_mtime_ns] for name, state in states]
 

@@ -24,7 +24,8 @@ from lorafit.memory.estimate import (
     verdict_of,
     verdict_reason,
 )
-from lorafit.memory.layer_formulas import Run, layer_bytes
+from lorafit.memory.layer_formulas import Run
+from lorafit.memory.lean_formulas import bytes_of_layer
 from lorafit.units import MIB
 
 
@@ -185,7 +186,7 @@ def optimizer_bytes(settings: Settings, num_trained: int) -> int:
 
 def _peak(run: Run, gradient_bytes: int) -> tuple[str, _Moment]:
     """Return the phase in which most is allocated, and what is there beside the static parts."""
-    arch, layer = run.arch, layer_bytes(run)
+    arch, layer = run.arch, bytes_of_layer(run)
     checkpointed = num_checkpointed(run.settings, arch.num_layers)
     plain = arch.num_layers - checkpointed
     hidden = run.itemsize * arch.hidden_size
@@ -225,14 +226,17 @@ def loss_bytes(run: Run) -> float:
     """Return what the loss holds at its peak beside all that is saved.
 
     transformers' own holds, a logit, the log-softmax, its gradient's input and its gradient, all
-    in fp32. The chunked loss holds a chunk of fp32 logits twice (its logsumexp subtracts the
-    maxima in a copy) and, a token, the chosen hidden states, their gradient, and a product of it.
+    in fp32. The chunked loss holds a chunk of logits in fp32, and in the compute dtype before and
+    after; and, a token, the chosen hidden states, their gradient (in fp32 where they are float16),
+    and a product of it.
     """
-    vocab = run.arch.vocab_size
+    vocab, e = run.arch.vocab_size, run.itemsize
     if run.settings.kernels == "stock":
         return 12.0 * vocab * run.tokens
     rows = min(chunk_rows(vocab), run.tokens)
-    return 8.0 * rows * vocab + 3.0 * run.itemsize * run.arch.hidden_size * run.tokens
+    a_logit = 4.0 if e == 4 else 4.0 + e
+    gradient = e if run.is_bfloat16 else 4
+    return a_logit * rows * vocab + (2.0 * e + gradient) * run.arch.hidden_size * run.tokens
 
 
 def chunk_rows(vocab_size: int) -> int:
@@ -250,7 +254,7 @@ def _unpacked_bytes(run: Run) -> float:
 
 def fragmentation_terms(run: Run) -> tuple[float, float, float]:
     """Return what the three numbers of `Fragmentation` are multiplied by, in bytes."""
-    return float(MIB), run.tokens * layer_bytes(run).saved, loss_bytes(run)
+    return float(MIB), run.tokens * bytes_of_layer(run).saved, loss_bytes(run)
 
 
 def _fragmentation_bytes(run: Run) -> int:

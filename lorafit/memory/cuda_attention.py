@@ -1,6 +1,6 @@
 """What CUDA's attention operators allocate beside their outputs.
 
-Legend: B rows, H heads, M queries, N keys, D head size.
+Legend: B rows, H heads, M queries, N keys, D head size; without padding N tokens of B rows.
 """
 
 from math import ceil
@@ -127,6 +127,22 @@ def _flash_backward(call: Call) -> Sizes:
     return sizes
 
 
+def _varlen_backward_grad(call: Call) -> Sizes:
+    grad, out = call.args[0], call.args[4]
+    return copy_unless_contiguous(grad, out)
+
+
+def _varlen_backward(call: Call) -> Sizes:
+    query, key = call.args[1:3]
+    num_tokens, heads, head_dim = query.shape
+    num_rows = call.args[6].numel() - 1
+    rounded = num_tokens + 128 * num_rows
+    sizes = [heads * rounded * 4, rounded * heads * _flash_width(head_dim) * 4]
+    if key.shape[1] != heads:
+        sizes += [key.shape[0] * heads * head_dim * query.element_size()] * 2
+    return sizes
+
+
 def _cudnn_backward(call: Call) -> Sizes:
     """One workspace: sums of the queries' gradient in fp32, of grad by output, of grouped keys.
 
@@ -157,6 +173,11 @@ ATTENTION: dict[str, Scratch] = {
         "transformers/cuda/flash_attn/flash_api.cpp mha_bwd",
         before=_flash_backward_grad,
         after=_flash_backward,
+    ),
+    "torch_attn::_varlen_attn_backward": Scratch(
+        "transformers/cuda/flash_attn/flash_api.cpp mha_varlen_bwd",
+        before=_varlen_backward_grad,
+        after=_varlen_backward,
     ),
     "aten::_scaled_dot_product_cudnn_attention_backward": Scratch(
         "cudnn_frontend/node/scaled_dot_product_flash_attention.h get_fe_workspace_size_node",

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from lorafit.config.schema import Settings
 from lorafit.errors import ConfigError, ModelError, Problem
 from lorafit.hardware.catalog import CATALOG
-from lorafit.hardware.info import DeviceInfo
+from lorafit.hardware.info import Choice, DeviceInfo
 from lorafit.hardware.precision import choose_compute_dtype
 from lorafit.memory.allocator import CachingAllocator
+from lorafit.memory.calibration import Combination, read_record
 from lorafit.memory.events import Category, Trace
 from lorafit.memory.gpu import GpuTraits, context_bytes
 from lorafit.memory.replay import Replay, replay
@@ -65,6 +66,7 @@ class Estimate:
     reasons: tuple[str, ...]
     elapsed_seconds: float
     calibrated: bool = False
+    """What the process takes beside its tensors was measured on this machine."""
     cached: bool = field(default=False, compare=False)
 
     @property
@@ -127,10 +129,18 @@ def estimate_memory(
         model_config.get("dtype") or model_config.get("torch_dtype"),
     )
     gpu = gpu_traits(device)
-    trace = _trace(settings, model_config, dtype.value, device, plain_script)
+    traced = _trace(settings, model_config, dtype.value, device, plain_script)
+    trace = traced.value
     context, context_reason = process_context_bytes(device)
+    record = read_record(Combination.of(device, settings.kernels))
+    calibration = None if plain_script else record.calibration(device.name)
     measured = _replay(trace, gpu, None, expandable_segments)
-    reasons = [f"{dtype.value}: {dtype.reason}", f"context: {context_reason}"]
+    reasons = [f"{dtype.value}: {dtype.reason}", f"context: {context_reason}", traced.reason]
+    if calibration is not None:
+        context = calibration.apply(context)
+        reasons.append(calibration.reason)
+    if record.problem is not None:
+        reasons.append(record.problem)
     if settings.optim.startswith("paged"):
         reasons.append(
             "paged optimizer states are left out: they are in managed memory, which moves to the "
@@ -164,6 +174,7 @@ def estimate_memory(
         verdict=verdict,
         reasons=tuple(reasons),
         elapsed_seconds=time.monotonic() - start,
+        calibrated=calibration is not None,
     )
 
 
@@ -237,7 +248,7 @@ def trace_run(
         str(model_config.get("model_type", "")),
         model_config.get("dtype") or model_config.get("torch_dtype"),
     )
-    return _trace(settings, model_config, dtype.value, device, plain_script)
+    return _trace(settings, model_config, dtype.value, device, plain_script).value
 
 
 def _trace(
@@ -246,10 +257,11 @@ def _trace(
     dtype: str,
     device: DeviceInfo,
     plain_script: bool,
-) -> Trace:
+) -> Choice[Trace]:
     import torch
 
-    from lorafit.memory.trace import TraceRequest, trace_training
+    from lorafit.memory.trace import TraceRequest
+    from lorafit.memory.trace_layers import trace_quickly
 
     request = TraceRequest(
         settings,
@@ -260,7 +272,7 @@ def _trace(
         on_cpu=device.kind == "cpu",
         capacity_bytes=device.usable_bytes,
     )
-    return trace_training(request)
+    return trace_quickly(request)
 
 
 def parse_config(model_config: dict[str, Any], name: str) -> "PretrainedConfig":

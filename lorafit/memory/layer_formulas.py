@@ -91,7 +91,7 @@ def layer_bytes(run: Run) -> LayerBytes:
     if arch.has_query_key_norm:
         norms += 4.0 * (arch.query_size + arch.key_size)
     projections = sum(_adapter_input(run, linear) for linear in (query, key, value))
-    attention, attention_backward = _attention_bytes(run, kind)
+    attention, attention_backward = attention_bytes(run, kind)
     attention += _adapter_input(run, out)
     first = sum(_adapter_input(run, linear) for linear in up)
     down_input = _adapter_input(run, down)
@@ -150,7 +150,7 @@ def _activation_bytes(arch: Architecture) -> int:
     return alone + 2 if arch.is_gated else alone
 
 
-def _attention_bytes(run: Run, kind: Attention) -> tuple[float, float]:
+def attention_bytes(run: Run, kind: Attention) -> tuple[float, float]:
     """Return what attention saves, and what its backward (or forward) takes on top.
 
     Fused operators save queries, keys, values, the output and a sum a head. The others save the

@@ -9,6 +9,23 @@ from typing import Any
 
 import torch
 
+_aten = torch.ops.aten
+_IN_PLACE = frozenset(
+    {
+        _aten.add_.Tensor,
+        _aten.add_.Scalar,
+        _aten.addmm_.default,
+        _aten.copy_.default,
+        _aten.exp_.default,
+        _aten.fill_.Scalar,
+        _aten.index_add_.default,
+        _aten.mul_.Scalar,
+        _aten.mul_.Tensor,
+        _aten.sub_.Tensor,
+        _aten.zero_.default,
+    }
+)
+"""Operators that return their first argument with other numbers in it: on `meta`, as it was."""
 _Spec = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
@@ -26,17 +43,22 @@ class MetaCache:
             return func(*args, **kwargs)
         known = self._specs.get(key)
         if known is not None:
+            if func in _IN_PLACE:
+                return args[0]
             is_single, specs = known
             outputs = [None if spec is None else _make(spec) for spec in specs]
             return outputs[0] if is_single else tuple(outputs)
         result = func(*args, **kwargs)
-        self._remember(key, result, args)
+        if func in _IN_PLACE:
+            self._specs[key] = (True, [])
+        else:
+            self._remember(key, result, args)
         return result
 
     def _key(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         is_pure = self._is_pure.get(func)
         if is_pure is None:
-            is_pure = self._is_pure[func] = _makes_new_tensors(func)
+            is_pure = self._is_pure[func] = func in _IN_PLACE or _makes_new_tensors(func)
         if not is_pure:
             return None
         parts: list[Any] = [func]

@@ -76,6 +76,8 @@ def trace_training(request: TraceRequest) -> Trace:
 def run_traced(request: TraceRequest, tracer: StorageTracer) -> Trace:
     """Load and train on `meta` under a new tracer, as `trace_training`, and return its trace."""
     settings = _traceable(request.settings)
+    if request.plain_script:
+        settings = settings.model_copy(update={"kernels": "stock"})
     base = build.build_on_meta(settings, request.config, request.dtype)
     meta = torch.device("meta")
     with _device_paths(request), bitsandbytes_on_meta(tracer):

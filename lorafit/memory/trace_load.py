@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorafit.config.schema import Settings
+from lorafit.memory.tracer import StorageTracer
 from lorafit.units import GIB
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def load_empty(
     *,
     warm_up: bool = True,
     capacity_bytes: int | None = None,
+    tracer: StorageTracer | None = None,
 ) -> None:
     """Give every weight and buffer of `base` a storage on `device`, in loading order.
 
@@ -52,21 +54,34 @@ def load_empty(
         warm_up: ask for all bytes at once first, as `from_pretrained` with a `device_map` does;
             without, weights are taken in the order of the modules, as by `model.to(device)`.
         capacity_bytes: memory of the device; the warm-up leaves 1.2 GiB of it.
+        tracer: hears of each weight before it gets its storage.
     """
     names = [name for name, _ in base.named_parameters()]
     if warm_up:
         names.sort(key=_natural_key)
-        total = int(sum(_loaded_bytes(base, name) for name in names))
-        if capacity_bytes is not None:
-            total = min(total, max(0, capacity_bytes - int(1.2 * GIB)))
-        torch.empty(total // 2, dtype=torch.float16, device=device)
+        sizes = {name: _loaded_bytes(base, name) for name in names}
+        if tracer is not None:
+            tracer.warm_up(sizes)
+        num_halves = warm_up_bytes(sum(sizes.values()), capacity_bytes) // 2
+        torch.empty(num_halves, dtype=torch.float16, device=device)
     for name in names:
+        if tracer is not None:
+            tracer.enter_module(name)
         _materialize(base, name, dtype, device)
+    if tracer is not None:
+        tracer.enter_module("")
     for module in base.modules():
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 module._buffers[name] = torch.zeros_like(buffer, device=device)
     base.tie_weights()
+
+
+def warm_up_bytes(total: int, capacity_bytes: int | None) -> int:
+    """Return what transformers asks for ahead of loading weights of `total` bytes."""
+    if capacity_bytes is not None:
+        total = min(total, max(0, capacity_bytes - int(1.2 * GIB)))
+    return total // 2 * 2
 
 
 def _natural_key(name: str) -> tuple[tuple[int, Any], ...]:

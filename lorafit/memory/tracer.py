@@ -3,6 +3,7 @@
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -80,6 +81,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name
+        self._locate(args)
         if name == "aten::_local_scalar_dense" and args[0].device.type == "meta":
             return _answer(args[0])
         if func is _aten.add.Tensor and self._is_engine_sum(args, kwargs):
@@ -101,6 +103,19 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
         for number in held:
             self.trace.death(number)
         return result
+
+    def warm_up(self, bytes_by_name: dict[str, int]) -> None:
+        """Hear that one storage of the bytes of these weights is about to be asked for."""
+
+    def enter_module(self, name: str) -> None:
+        """Hear to which module or weight loading has come; "" when it is through."""
+
+    def adding_adapter(self) -> AbstractContextManager[None]:
+        """Watch PEFT add an adapter, while entered."""
+        return nullcontext()
+
+    def _locate(self, args: tuple[Any, ...]) -> None:
+        """Hear that an operator is about to run on `args`."""
 
     # -- Births and deaths
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorafit.model.attention import without_mask
-from lorafit.model.lean.products import linear
+from lorafit.model.lean.products import linear, split_rows
 from lorafit.units import MIB
 
 if TYPE_CHECKING:
@@ -57,8 +57,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         kept = dtype if hidden.dtype == torch.float16 else hidden.dtype
         gradient = torch.empty_like(hidden, dtype=kept) if needs_grad else None
         rows = chunk_rows(weight.shape[0])
-        for start in range(0, hidden.shape[0], rows):
-            part = slice(start, start + rows)
+        stop = 0
+        for size in split_rows(hidden.shape[0], rows):
+            start, stop = stop, stop + size
+            part = slice(start, stop)
             total += _chunk(
                 hidden[part],
                 weight,

@@ -1,6 +1,7 @@
 """Safetensors files, read by their headers only: what is in them, and whether they are whole."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from lorafit.errors import LorafitError, ModelError
 from lorafit.text import excerpt
 
 _MAX_HEADER_BYTES = 100 * 1024**2  # the limit of the safetensors format itself
-_DTYPE_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2,
-    "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+_DTYPE_BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16,
+    "BF16": 16, "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
+    "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 _TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
@@ -44,7 +46,7 @@ def read_weight_files(folder: Path) -> WeightFiles:
             for length in tensor["shape"]:
                 count *= length
             parameters[tensor["dtype"]] = parameters.get(tensor["dtype"], 0) + count
-            num_bytes += count * _DTYPE_BYTES.get(tensor["dtype"], 1)
+            num_bytes += count * _DTYPE_BITS[tensor["dtype"]] // 8
     main = max(parameters, key=lambda dtype: parameters[dtype], default="F32")
     return WeightFiles(
         files=tuple(files),
@@ -114,8 +116,8 @@ def read_tensors(file: Path, error: type[LorafitError]) -> Iterator[dict[str, An
             for name, spec in header.items()
             if name != "__metadata__"
         ]
-        ends = (int(spec["data_offsets"][1]) for n, spec in header.items() if n != "__metadata__")
-        end = max(ends, default=0)
+        spans = [_span(spec) for name, spec in header.items() if name != "__metadata__"]
+        end = max((stop for _, stop in spans), default=0)
     except (ValueError, KeyError, AttributeError, TypeError, IndexError, RecursionError):
         raise error("has a damaged safetensors header", where=str(file)) from None
     if size != 8 + length + end:
@@ -124,7 +126,39 @@ def read_tensors(file: Path, error: type[LorafitError]) -> Iterator[dict[str, An
             where=str(file),
             hint="the file was cut off: download it again",
         )
+    _check_spans(tensors, spans, file, error)
     yield from tensors
+
+
+def _span(spec: dict[str, Any]) -> tuple[int, int]:
+    start, stop = spec["data_offsets"]
+    return int(start), int(stop)
+
+
+def _check_spans(
+    tensors: list[dict[str, Any]],
+    spans: list[tuple[int, int]],
+    file: Path,
+    error: type[LorafitError],
+) -> None:
+    """Check what the library checks too, only to raise an error of its own without a place."""
+    expected_start = 0
+    for (start, stop), tensor in sorted(zip(spans, tensors, strict=True), key=lambda pair: pair[0]):
+        bits = _DTYPE_BITS.get(tensor["dtype"])
+        if bits is None:
+            raise error(
+                f"{excerpt(tensor['name'])} has the unknown type {excerpt(tensor['dtype'])}",
+                where=str(file),
+            )
+        shape = tensor["shape"]
+        is_whole = min(shape, default=0) >= 0 and (stop - start) * 8 == bits * math.prod(shape)
+        if start != expected_start or not is_whole:
+            raise error(
+                f"{excerpt(tensor['name'])} does not lie where its header says",
+                where=str(file),
+                hint="download this file again",
+            )
+        expected_start = stop
 
 
 def _guess(start: bytes) -> str:

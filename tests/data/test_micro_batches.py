@@ -99,7 +99,7 @@ def test_libraries_pass_a_step_through_untouched():
 
 @pytest.mark.parametrize(
     ("units", "longest", "kind", "tokens"),
-    [(4, 512, "cuda", 2048), (3, 100, "cuda", 384), (3, 100, "cpu", 300), (64, 512, "cpu", 1024),
+    [(4, 512, "cuda", 2048), (3, 100, "cuda", 384), (3, 100, "cpu", 320), (64, 512, "cpu", 1024),
      (2, 8192, "cpu", 8192), (3, 100, "mps", 300)],
 )  # fmt: skip
 def test_the_token_budget_and_its_reason(units, longest, kind, tokens):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lorafit.config.schema import Settings
 from lorafit.hardware.detect import planned_device
+from lorafit.memory import lean_formulas
 from lorafit.memory.closed_form import (
     QuickEstimate,
     describe_run,
@@ -23,6 +24,7 @@ from lorafit.memory.closed_form import (
     weight_bytes,
 )
 from lorafit.memory.layer_formulas import layer_bytes
+from lorafit.memory.lean_formulas import bytes_of_layer
 from lorafit.model.architectures import bundled_config
 from lorafit.units import GIB
 
@@ -77,9 +79,56 @@ def test_phi_2_layer_saves_what_a_count_by_hand_gives() -> None:
 
 
 def test_dropout_adds_a_mask_of_each_adapters_input() -> None:
-    plain = layer_bytes(describe_run(settings(), PHI2, A10G)).saved
-    dropped = layer_bytes(describe_run(settings(lora_dropout=0.05), PHI2, A10G)).saved
+    stock = settings(kernels="stock")
+    plain = layer_bytes(describe_run(stock, PHI2, A10G)).saved
+    drops = settings(kernels="stock", lora_dropout=0.05)
+    dropped = layer_bytes(describe_run(drops, PHI2, A10G)).saved
     assert dropped - plain == 5 * 2560 + 10_240
+
+
+def test_lean_phi_2_layer_saves_what_a_count_by_hand_gives() -> None:
+    """Bytes a token in bfloat16, hidden size H = 2560, inner size 4 H, rank 16.
+
+    Input of the norm 2 H + 8; q, k, v and the output of flash attention 2 H each, 32 fp32 sums;
+    the inner layer before its activation 8 H; outputs of six A matrices 64 each. No masks.
+    """
+    hidden = 2560
+    by_hand = 2 * hidden + 8 + 4 * 2 * hidden + 32 * 4 + 8 * hidden + 6 * 64
+    for dropout in (0.0, 0.05):
+        run = describe_run(settings(lora_dropout=dropout), PHI2, A10G)
+        assert bytes_of_layer(run).saved == by_hand
+
+
+def test_lean_gemma_3_layer_saves_what_a_count_by_hand_gives() -> None:
+    """Bytes a token in bfloat16: H = 1152, I = 6912, 4 heads of 256 and one of keys, rank 16.
+
+    Inputs of four norms 2 H + 4 each; queries and keys before their norms 2 x 1280 and 5 sums of 4;
+    rotated queries, keys, values and the output of attention; gate and up 2 I each; 7 x 64.
+    """
+    run = describe_run(settings(max_length=512), GEMMA3, A10G)
+    norms = 4 * (2 * 1152 + 4) + 2 * 1280 + 5 * 4
+    attention = 2 * (2 * 1024 + 2 * 256) + 4 * 4
+    assert bytes_of_layer(run).saved == norms + attention + 2 * 2 * 6912 + 7 * 64
+
+
+@pytest.mark.parametrize(
+    "options", [{"kernels": "stock"}, {"use_dora": True}, {"modules_to_save": ("lm_head",)}]
+)
+def test_layers_that_training_leaves_as_they_are_are_counted_as_such(
+    options: dict[str, Any],
+) -> None:
+    run = describe_run(settings(**options), PHI2, A10G)
+    assert bytes_of_layer(run) == layer_bytes(run)
+    assert (
+        bytes_of_layer(run).saved > 2 * bytes_of_layer(describe_run(settings(), PHI2, A10G)).saved
+    )
+
+
+@pytest.mark.usefixtures("quiet_libraries")
+def test_lean_architectures_are_those_of_training() -> None:
+    from lorafit.model.lean.install import ARCHITECTURES
+
+    assert frozenset(ARCHITECTURES) == lean_formulas._MODEL_TYPES
 
 
 def test_eager_attention_saves_probabilities_in_fp32_and_in_the_compute_dtype() -> None:

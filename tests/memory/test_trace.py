@@ -34,6 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "phi": {"num_key_value_heads": 4, "resid_pdrop": 0.1},
     "llama": {},
     "mistral": {"sliding_window": 8},
+    "qwen2": {},
     "gemma3_text": {
         "head_dim": 8,
         "sliding_window": 8,
@@ -107,7 +108,8 @@ def quantize_weights(base: Any, settings: Settings, device: torch.device) -> Non
             module.weight.module = module
             module.quant_state = module.weight.quant_state
             if module.bias is not None:
-                module.bias.data = weights[f"{name}.bias"]
+                bias = weights[f"{name}.bias"]
+                module.bias = torch.nn.Parameter(bias, requires_grad=False)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -120,6 +122,15 @@ def test_meta_trace_of_a_quantized_model_equals_a_real_step(
     )
     # Widths that are multiples of the block of 64 numbers that share a scale.
     config = make_config("llama", hidden_size=64, intermediate_size=128)
+    assert trained_events("meta", config, settings) == trained_events("cpu", config, settings)
+
+
+@pytest.mark.parametrize("model_type", [name for name in MODELS if name != "llama"])
+def test_meta_trace_of_every_quantized_model_equals_a_real_step(model_type: str) -> None:
+    settings = make_settings(
+        quantization="nf4", gradient_checkpointing=model_type in ("phi", "qwen2")
+    )
+    config = make_config(model_type, hidden_size=64, intermediate_size=128, head_dim=16)
     assert trained_events("meta", config, settings) == trained_events("cpu", config, settings)
 
 

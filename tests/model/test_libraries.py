@@ -22,6 +22,23 @@ def test_libraries_come_without_the_compiler_until_a_function_needs_it():
     assert outcome.stdout.strip() == "False"
 
 
+def test_a_run_on_a_file_needs_neither_datasets_nor_pandas(train_arguments, tmp_path):
+    program = (
+        "import sys\n"
+        "from lorafit.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "print(sorted({'datasets', 'pandas', 'pyarrow'} & set(sys.modules)))\n"
+    )
+    outcome = subprocess.run(
+        [sys.executable, "-c", program, *train_arguments(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.splitlines()[-1] == "[]"
+
+
 def test_a_function_is_compiled_once_at_its_first_call():
     compiled = []
 

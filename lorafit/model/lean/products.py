@@ -16,6 +16,11 @@ _onednn = False
 _traced_device = "cpu"
 
 
+CPU_ROW_MULTIPLE = 64
+"""oneDNN keeps about 0.6 MiB for every shape that it has multiplied. Rows in these multiples alone
+go there, so that batches of all sizes do not add up to hundreds of MiB."""
+
+
 def use_onednn(enabled: bool) -> None:
     """Let fp32 products on the CPU run in oneDNN instead of the BLAS that PyTorch has."""
     global _onednn
@@ -54,7 +59,20 @@ def onednn_product(
 
 
 def _takes_onednn(tensor: torch.Tensor) -> bool:
-    return _onednn and tensor.dtype == torch.float32 and device_type(tensor) == "cpu"
+    return (
+        _onednn
+        and tensor.dtype == torch.float32
+        and device_type(tensor) == "cpu"
+        and tensor.shape[0] % CPU_ROW_MULTIPLE == 0
+    )
+
+
+def split_rows(count: int, most: int) -> list[int]:
+    """Return sizes of at most `most` that add up to `count`, all but the last fit for oneDNN."""
+    sizes = [most] * (count // most)
+    rest = count % most
+    odd = rest % CPU_ROW_MULTIPLE if _onednn else 0
+    return [*sizes, *(size for size in (rest - odd, odd) if size)]
 
 
 def frozen_product(base: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -77,12 +77,13 @@ class Gated:
 
     def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
         """Return activation(gate) * up."""
-        return _gate(*inputs, self._activation)
+        gate, up = inputs
+        return _gate(gate, up, self._activation)
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
         """Return the gradients of gate and up."""
-        of_gate, of_up = _gate_backward(gradient, *inputs, self._activation)
-        return of_gate, of_up
+        gate, up = inputs
+        return _gate_backward(gradient, gate, up, self._activation)
 
 
 @fusible

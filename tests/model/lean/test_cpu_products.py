@@ -19,7 +19,7 @@ def test_onednn_computes_what_torch_computes(bias):
     offset = torch.randn(5) if bias else None
     expected = torch.nn.functional.linear(inputs, weight, offset)
     torch.testing.assert_close(products.onednn_product(inputs, weight, offset), expected)
-    gradient = torch.randn(7, 5)
+    gradient = torch.randn(64, 5)
     products.use_onednn(True)
     torch.testing.assert_close(products.linear(gradient, weight.t(), None), gradient @ weight)
 
@@ -57,3 +57,16 @@ def test_gradients_by_onednn_are_those_of_torch(adapted, gradients):
     torch.testing.assert_close(got[0], expected[0], rtol=1e-6, atol=0)
     for name in expected[1]:
         torch.testing.assert_close(got[1][name], expected[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_only_rows_in_whole_multiples_go_to_onednn_and_the_loss_splits_off_the_others():
+    assert products.split_rows(300, 128) == [128, 128, 44]
+    products.use_onednn(True)
+    assert products.split_rows(300, 128) == [128, 128, 44]
+    assert products.split_rows(500, 256) == [256, 192, 52]
+    assert products.split_rows(0, 256) == []
+    weight = torch.randn(5, 12)
+    for rows in (64, 65):
+        product = products.linear(torch.ones(rows, 12), weight, None)
+        assert product.shape == (rows, 5)
+        torch.testing.assert_close(product[0], weight.sum(1))
