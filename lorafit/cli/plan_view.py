@@ -4,10 +4,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lorafit.cli import console
+from lorafit.cli.text_plot import PlotLine, draw_lines
+from lorafit.config.extension import ScheduleChange
+from lorafit.config.schedule_changes import Course, baseline_of, describe_changes, differs
 from lorafit.memory.planner import FittedPlan
 from lorafit.text import escape_control
 from lorafit.training.plan import RunPlan
 from lorafit.units import format_bytes, format_count
+
+_CURVE_COLUMNS, _CURVE_ROWS = 62, 4
+_MOST_CHANGES = 4
 
 
 def render_plan(plan: RunPlan) -> RenderableType:
@@ -20,6 +27,16 @@ def render_plan(plan: RunPlan) -> RenderableType:
             shown = Text(escape_control(text), style="dim" if is_reason else "")
             table.add_row(title if position == 0 else "", shown)
     return Group(Text("Plan", style="bold underline"), table)
+
+
+def render_change(change: ScheduleChange) -> RenderableType:
+    """Return what an extension does to the learning rate."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for position, line in enumerate(change.lines()):
+        table.add_row("extension" if position == 0 else "", Text(line))
+    return table
 
 
 Line = tuple[str, bool]
@@ -101,16 +118,21 @@ def _data(plan: RunPlan) -> list[Line]:
 
 
 def _batch(plan: RunPlan) -> list[Line]:
-    batch = plan.batch
-    return [
+    batch, batching = plan.batch, plan.batching
+    unit = "row" if batching.packing is None else "bin"
+    lines = [
         _fact(
             f"{batch.per_device_train_batch_size} micro-batch x "
             f"{batch.gradient_accumulation_steps} accumulation x {batch.num_devices} device = "
             f"{batch.effective_batch_size} effective batch, up to "
-            f"{plan.settings.max_length} tokens a row"
+            f"{plan.settings.max_length} tokens a {unit}"
         ),
         _why(batch.reason),
     ]
+    if batching.packing is not None:
+        lines.append(_fact(batching.packing.describe()))
+        lines.append(_why("micro-batch, effective batch and steps count bins"))
+    return [*lines, _why(batching.attention.reason), _why(batching.limits_reason)]
 
 
 def _schedule(plan: RunPlan) -> list[Line]:
@@ -127,7 +149,29 @@ def _schedule(plan: RunPlan) -> list[Line]:
             f"steps ({schedule.warmup_share:.1%}), then {settings.lr_scheduler_type}"
         ),
         _why(schedule.warmup_reason),
+        *_rates(plan),
     ]
+
+
+def _rates(plan: RunPlan) -> list[Line]:
+    """Return the curve, and beside the preset's where the two differ, what that does."""
+    resolved, batch = plan.resolved, plan.batch
+    new = Course("this run", plan.settings, batch, plan.schedule)
+    old = baseline_of(resolved, plan.schedule.num_rows, batch.num_devices)
+    courses = [new, old] if old is not None and differs(old, new) else [new]
+    drawn = draw_lines(
+        [PlotLine(c.label, c.schedule.total_steps, c.rate_at) for c in courses],
+        width=_CURVE_COLUMNS,
+        height=_CURVE_ROWS,
+        ascii_only=not console.stderr_console().encoding.startswith("utf"),
+    )
+    lines = [*drawn[:-1], *(drawn[-1:] if len(courses) > 1 else [])]
+    facts = [(line.plain, False) for line in lines]
+    if old is not None and len(courses) > 1:
+        facts.append(_fact(f"unlike {old.label}:"))
+        facts += [_fact(f"- {text}") for text in describe_changes(old, new)[:_MOST_CHANGES]]
+        facts.append(_why("lorafit schedule shows the curves in full"))
+    return facts
 
 
 def _speed(plan: RunPlan) -> list[Line]:
@@ -141,6 +185,7 @@ def _speed(plan: RunPlan) -> list[Line]:
         _fact(f"{text}, {settings.optim}, seed {settings.seed}"),
         _why(plan.torch_compile.reason),
         _fact(f"kernels {settings.kernels}"),
+        _why(plan.model.lean_layers.reason),
         _why(plan.model.chunked_loss.reason),
     ]
 
@@ -172,6 +217,7 @@ def _disk(plan: RunPlan) -> list[Line]:
         ),
         _why(
             f"{disk.num_written} checkpoints are written, one every {plan.settings.save_steps} "
-            f"steps and at the end; the newest {plan.settings.save_total_limit} are kept"
+            f"steps and at the end; the newest {plan.settings.save_total_limit} and the best are "
+            f"kept: keeping all would take {format_bytes(disk.unlimited_bytes)}"
         ),
     ]

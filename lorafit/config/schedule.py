@@ -38,7 +38,7 @@ class Schedule:
 
 
 def plan_schedule(num_rows: int, batch: BatchPlan, settings: Settings) -> Schedule:
-    """Return the schedule of training on `num_rows` rows.
+    """Return the schedule of training on `num_rows` rows, or bins where rows are packed.
 
     Raises:
         ConfigError: there are no rows, or the warm-up would not end within the run.
@@ -52,10 +52,11 @@ def plan_schedule(num_rows: int, batch: BatchPlan, settings: Settings) -> Schedu
         total = settings.max_steps
         reason = f"max_steps is {total}"
     else:
+        unit = "bins" if settings.packing else "rows"
         total = math.ceil(settings.num_train_epochs * per_epoch)
         reason = (
             f"{settings.num_train_epochs:g} epochs of {per_epoch} steps "
-            f"({format_count(num_rows)} rows at {batch.effective_batch_size} a step)"
+            f"({format_count(num_rows)} {unit} at {batch.effective_batch_size} a step)"
         )
     warmup, warmup_reason = _plan_warmup(total, settings)
     return Schedule(
@@ -115,3 +116,44 @@ def learning_rate_at(schedule: Schedule, settings: Settings, step: int) -> float
         return peak * max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
     floor = POLYNOMIAL_END if kind == "polynomial" else 0.0
     return floor + (peak - floor) * (1.0 - done)
+
+
+HIGH_RATE = 0.9
+"""A step is at a high rate when its rate is at least this share of the peak."""
+_MOST_SAMPLES = 100_000
+"""Steps that are looked at one by one; of longer runs every k-th is, and stands for k."""
+
+
+@dataclass(frozen=True)
+class RateSummary:
+    """What a schedule amounts to; rates as the optimizer takes them, steps as counts."""
+
+    peak_rate: float
+    """The highest rate of any step."""
+    final_rate: float
+    """The rate of the last step."""
+    mean_rate: float
+    high_steps: int
+    """Steps with at least `HIGH_RATE` of the peak."""
+    high_share: float
+    rate_sum: float
+    """Sum of the rates of all steps: AdamW moves a parameter by at most about this much, as each
+    step moves it by about its rate (https://arxiv.org/abs/1412.6980, section 2.1)."""
+
+
+def summarize_rates(schedule: Schedule, settings: Settings) -> RateSummary:
+    """Return the figures of a schedule, summed over its steps."""
+    total = schedule.total_steps
+    stride = -(-total // _MOST_SAMPLES)
+    rates = [learning_rate_at(schedule, settings, step) for step in range(0, total, stride)]
+    peak = max(rates)
+    high = sum(rate >= HIGH_RATE * peak for rate in rates)
+    mean = math.fsum(rates) / len(rates)
+    return RateSummary(
+        peak_rate=peak,
+        final_rate=learning_rate_at(schedule, settings, total - 1),
+        mean_rate=mean,
+        high_steps=min(total, high * stride),
+        high_share=high / len(rates),
+        rate_sum=mean * total,
+    )

@@ -47,8 +47,11 @@ class Check:
     docs_url: str | None = None
 
 
+GROUPS = ("Python", "Packages", "Device", "System", "Configuration", "What you asked about")
+"""The groups, in the order in which they are reported."""
+
 CHECKS: dict[str, Check] = {}
-"""Every registered check by id, in the order in which they are reported."""
+"""Every registered check by id, in the order of registration."""
 
 
 def check(
@@ -97,10 +100,12 @@ def error(
 
 
 def load_checks() -> dict[str, Check]:
-    """Return all checks, in the order of their modules in `lorafit.doctor.checks`."""
+    """Return all checks by group, in the order in which they are reported."""
     import lorafit.doctor.checks  # noqa: F401  # importing registers them
 
-    return CHECKS
+    # Stable: within a group the order of the modules in `lorafit.doctor.checks` stays.
+    ordered = sorted(CHECKS.items(), key=lambda item: GROUPS.index(item[1].group))
+    return dict(ordered)
 
 
 def select_checks(wanted: list[str]) -> list[Check]:

@@ -1,4 +1,4 @@
-"""Proofs that can take their process down: `python -m lorafit.doctor.isolated NAME DEVICE`.
+"""Proofs that can take their process down: `python -m lorafit.doctor.isolated NAMES DEVICE`.
 
 Each prints one JSON object. They multiply real numbers on the real device and compare.
 """
@@ -8,14 +8,23 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+Answer = dict[str, Any]
+"""What a proof measured, by name."""
 
-def prove_four_bit(device: str) -> dict[str, Any]:
+
+def prove_four_bit(device: str) -> Answer:
     """Quantize a matrix to NF4, multiply on `device`, and compare with float32."""
-    import bitsandbytes
     import torch
+
+    # bitsandbytes compiles functions for the CPU on import, which takes seconds; the same
+    # functions run uncompiled. This process does nothing else.
+    torch.compile = _uncompiled  # type: ignore[assignment]  # a stand-in for this process
+    import bitsandbytes
 
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 128, generator=generator).to(device)
@@ -27,7 +36,11 @@ def prove_four_bit(device: str) -> dict[str, Any]:
     return {"relative_error": float(error), "version": bitsandbytes.__version__}
 
 
-def prove_matmul(device: str) -> dict[str, Any]:
+def _uncompiled(function: Any = None, **_options: Any) -> Any:
+    return function if function is not None else _uncompiled
+
+
+def prove_matmul(device: str) -> Answer:
     """Start the device, multiply two matrices on it, and compare with the CPU."""
     import torch
 
@@ -40,7 +53,29 @@ def prove_matmul(device: str) -> dict[str, Any]:
     return {"relative_error": float(error), "version": torch.__version__}
 
 
-PROOFS = {"four-bit": prove_four_bit, "matmul": prove_matmul}
+def prove_repeat(device: str) -> Answer:
+    """Take the gradient of a small attention layer twice, and count the numbers that differ."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 4, 128, 32, generator=generator)
+    weight = torch.randn(32, 32, generator=generator)
+    gradients = []
+    for _ in range(2):
+        states = inputs.to(device)
+        matrix = weight.to(device).requires_grad_()
+        heads = states @ matrix
+        product = torch.nn.functional.scaled_dot_product_attention(
+            heads, heads, heads, is_causal=True
+        )
+        torch.autograd.backward(product.square().sum())
+        assert matrix.grad is not None
+        gradients.append(matrix.grad.cpu())
+    different = int((gradients[0] != gradients[1]).sum())
+    return {"different": different, "of": weight.numel(), "version": torch.__version__}
+
+
+PROOFS = {"four-bit": prove_four_bit, "matmul": prove_matmul, "repeat": prove_repeat}
 
 
 class ProofError(Exception):
@@ -51,47 +86,85 @@ class ProofTimeoutError(ProofError):
     """A proof did not come back in time, which on a busy machine proves nothing."""
 
 
-def run_proof(name: str, device: str, python: str, timeout_seconds: float) -> dict[str, Any]:
-    """Run a proof in a process of its own and return its JSON object.
+def run_proof(name: str, device: str, python: str, timeout_seconds: float) -> Answer:
+    """Run one proof in a process of its own and return its answer.
 
     Raises:
         ProofTimeoutError: the process took too long and was ended.
         ProofError: the process was killed by a signal, or raised.
     """
+    answer = run_proofs([name], device, python, timeout_seconds)[name]
+    if isinstance(answer, ProofError):
+        raise answer
+    return answer
+
+
+def run_proofs(
+    names: Sequence[str], device: str, python: str, timeout_seconds: float
+) -> dict[str, Answer | ProofError]:
+    """Run proofs in one process, one after the other; one that kills it costs no other proof."""
+    answers: dict[str, Answer | ProofError] = {}
+    deadline = time.monotonic() + timeout_seconds
+    while left := [name for name in names if name not in answers]:
+        seconds = max(0.1, deadline - time.monotonic())
+        output, failure = _run_process(left, device, python, seconds)
+        for line in output.splitlines():
+            answer = _read_answer(line)
+            if answer is not None and answer.get("proof") in left:
+                problem = answer.get("failure")
+                answers[answer["proof"]] = ProofError(str(problem)) if problem else answer
+        unanswered = [name for name in left if name not in answers]
+        if not unanswered:
+            break
+        answers[unanswered[0]] = failure
+        if isinstance(failure, ProofTimeoutError):
+            answers |= dict.fromkeys(unanswered, failure)
+    return answers
+
+
+def _run_process(
+    names: Sequence[str], device: str, python: str, timeout_seconds: float
+) -> tuple[str, ProofError]:
+    """Return what the process printed, and why there is no more of it."""
     package_parent = str(Path(__file__).resolve().parents[2])
     paths = [package_parent, os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
         result = subprocess.run(
-            [python, "-m", "lorafit.doctor.isolated", name, device],
+            [python, "-m", "lorafit.doctor.isolated", ",".join(names), device],
             capture_output=True,
             text=True,
             timeout=timeout_seconds,
             env=environment,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        raise ProofTimeoutError(f"no answer within {timeout_seconds:g} s") from None
+    except subprocess.TimeoutExpired as late:
+        printed = late.stdout or b""
+        text = printed.decode("utf-8", "replace") if isinstance(printed, bytes) else printed
+        return text, ProofTimeoutError(f"no answer within {timeout_seconds:.3g} s")
     if result.returncode < 0:
-        raise ProofError(f"the process was ended by {signal.Signals(-result.returncode).name}")
-    lines = result.stdout.strip().splitlines()
-    try:
-        answer = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        tail = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        raise ProofError(tail[-1]) from None
-    if "failure" in answer:
-        raise ProofError(str(answer["failure"]))
-    assert isinstance(answer, dict)
-    return answer
+        name = signal.Signals(-result.returncode).name
+        return result.stdout, ProofError(f"the process was ended by {name}")
+    tail = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+    return result.stdout, ProofError(tail[-1])
 
 
-def _main(name: str, device: str) -> None:
+def _read_answer(line: str) -> Answer | None:
     try:
-        answer = PROOFS[name](device)
-    except Exception as failure:  # reported to the parent as data
-        answer = {"failure": f"{type(failure).__name__}: {failure}"}
-    sys.stdout.write(json.dumps(answer) + "\n")
+        answer = json.loads(line)
+    except ValueError:  # a library's own words
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _main(names: str, device: str) -> None:
+    for name in names.split(","):
+        try:
+            answer = PROOFS[name](device)
+        except Exception as failure:  # reported to the parent as data
+            answer = {"failure": f"{type(failure).__name__}: {failure}"}
+        sys.stdout.write(json.dumps({"proof": name, **answer}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

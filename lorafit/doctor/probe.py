@@ -6,12 +6,20 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lorafit.config.presets import preset_names
+from lorafit.doctor.fit import PresetFit, fit_presets
+from lorafit.doctor.isolated import Answer, ProofError, run_proofs
+from lorafit.doctor.local import local_model
+from lorafit.doctor.question import Question
 from lorafit.errors import LorafitError
 from lorafit.hardware.cuda import GpuReport
 from lorafit.hardware.detect import Sources, detect_device
 from lorafit.hardware.info import DeviceInfo
+
+if TYPE_CHECKING:
+    from lorafit.model.source import ModelSource
 
 
 @dataclass
@@ -23,9 +31,15 @@ class Probe:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     sources: Sources = field(default_factory=Sources)
     output_dir: Path = field(default_factory=lambda: Path("outputs"))
+    question: Question = field(default_factory=Question)
+    """What was asked for beside the machine: a preset, a model, data, `--deep`."""
+    working_folder: Path = field(default_factory=Path.cwd)
     platform: str = sys.platform
     python: str = sys.executable
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    # Of their own, so that nobody who only asks for the device waits for what takes seconds.
+    _proofs_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _fits_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _memory: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def device(self) -> DeviceInfo:
@@ -63,6 +77,78 @@ class Probe:
             report = self._memory["nvidia"]
         assert report is None or isinstance(report, GpuReport)
         return report
+
+    def proof(self, name: str) -> Answer:
+        """Return the answer of a proof that runs in a process of its own.
+
+        The proofs that apply to the device share one process, as importing torch takes longer
+        than all of them.
+
+        Raises:
+            ProofError: the process died, hung or raised while it made this proof.
+        """
+        with self._proofs_lock:
+            if "proofs" not in self._memory:
+                self._memory["proofs"] = self._run_proofs()
+            answer = self._memory["proofs"][name]
+        if isinstance(answer, ProofError):
+            raise answer
+        assert isinstance(answer, dict)
+        return answer
+
+    def _run_proofs(self) -> dict[str, Answer | ProofError]:
+        device = self.device()
+        # What is likeliest to take the process down comes last.
+        names = ["repeat", "four-bit"] if device.kind == "cpu" else ["matmul", "repeat", "four-bit"]
+        return run_proofs(names, device.torch_device, self.python, self.timeout_seconds * 0.9)
+
+    def model_config(self, name: str) -> dict[str, Any]:
+        """Return config.json of a model; the network is not used.
+
+        Raises:
+            ModelError: it is neither a folder, nor in the hub's cache, nor known to lorafit.
+        """
+        from lorafit.model.architectures import bundled_config
+        from lorafit.model.source import locate_model
+
+        known = None if Path(name).is_dir() else bundled_config(name)
+        if known is not None:
+            return known
+        folder = local_model(name, self.huggingface_home())
+        return locate_model(str(folder), need_weights=False).config
+
+    def model_source(self, *, need_weights: bool = True) -> "ModelSource":
+        """Return the model folder that was asked about, checked; the network is not used.
+
+        Raises:
+            ModelError: it is not on this disk, or is not what training needs.
+        """
+        from lorafit.model.source import locate_model
+
+        name = self.question.model or "microsoft/phi-2"
+        folder = local_model(name, self.huggingface_home())
+        return locate_model(str(folder), need_weights=need_weights)
+
+    def fits(self) -> list[PresetFit]:
+        """Return how the shipped presets fit on the device; empty without one.
+
+        Raises:
+            ConfigError: a preset is damaged.
+        """
+        device = self.usable_device()
+        if device is None:
+            return []
+        with self._fits_lock:
+            if "fits" not in self._memory:
+                asked = self.question
+                every = tuple(n for n in preset_names() if "/" not in n) if asked.is_deep else ()
+                exact = (asked.preset,) if asked.preset is not None else every
+                self._memory["fits"] = fit_presets(
+                    device, self.model_config, model=asked.model, exact=exact
+                )
+            found = self._memory["fits"]
+        assert isinstance(found, list)
+        return found
 
     def huggingface_home(self) -> Path:
         """Return the folder in which models and data sets from the hub are cached."""

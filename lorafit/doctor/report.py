@@ -3,6 +3,7 @@
 These models are the schema of `lorafit doctor --json`.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -10,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lorafit import __version__
 from lorafit.doctor.check import Check, Outcome, Status
+from lorafit.doctor.fit import PresetFit
 from lorafit.doctor.redact import redact
 from lorafit.hardware.info import DeviceInfo
-from lorafit.units import GIB, format_bytes
+from lorafit.units import format_bytes
 
 WHY = "; why it matters: "
 """Stands in a finding's detail between the facts and their consequence."""
@@ -56,12 +58,24 @@ class Summary(_Frozen):
     crash: int
 
 
+class PresetVerdict(_Frozen):
+    """How a preset fits on the device."""
+
+    name: str
+    verdict: Literal["fits", "tight", "exceeds", "unsupported"]
+    peak_bytes: int | None = Field(description="of the whole process; null where it cannot run")
+    capacity_bytes: int
+    exact: bool = Field(description="traced; otherwise a closed form, some per cent off")
+
+
 class Recommended(_Frozen):
     """Where to train on this machine and with which preset."""
 
     device: str | None
     preset: str | None
     reason: str
+    command: str | None = Field(description="what to type next; FILE is the training data")
+    presets: list[PresetVerdict] = Field(description="every preset, those to start with first")
 
 
 class DoctorReport(_Frozen):
@@ -102,8 +116,8 @@ def _with_affects(entry: Check, outcome: Outcome) -> str:
     return f"{outcome.detail}{WHY}{entry.affects}"
 
 
-def make_report(findings: list[Finding], device: DeviceInfo | None) -> DoctorReport:
-    """Return the whole report; `device` is None when none could be used."""
+def make_report(findings: list[Finding], recommended: Recommended) -> DoctorReport:
+    """Return the whole report."""
     counts = dict.fromkeys(Summary.model_fields, 0)
     for finding in findings:
         counts[finding.status] += 1
@@ -111,30 +125,59 @@ def make_report(findings: list[Finding], device: DeviceInfo | None) -> DoctorRep
         lorafit=__version__,
         generated_at=datetime.now(UTC).isoformat(timespec="seconds"),
         summary=Summary(**counts),
-        recommended=recommend(device),
+        recommended=recommended,
         findings=findings,
     )
 
 
-def recommend(device: DeviceInfo | None) -> Recommended:
-    """Return the preset to start with on `device`: by kind and usable memory, with the reason.
+def recommend(
+    device: DeviceInfo | None, fits: Sequence[PresetFit], best: PresetFit | None
+) -> Recommended:
+    """Return where to train and with which preset, from what every preset takes there.
 
-    The bounds follow the training guide: `balanced` takes about 16 GB on a 24 GB GPU, `low`
-    about 12 GB; on a Mac `low` takes about 12 GB and `safe` about 10 GB.
+    Args:
+        device: the device; None when none can be used.
+        fits: how the shipped presets fit on it.
+        best: the one to start with, by `lorafit.doctor.fit.best_fit`.
     """
     if device is None:
-        return Recommended(device=None, preset=None, reason="no device can be used; see above")
-    memory = format_bytes(device.usable_bytes)
-    if device.kind == "cpu":
-        preset, why = "quick-test", "a CPU is slow: prove the set-up here, train on a GPU"
-    elif device.kind == "mps" and device.usable_bytes < 14 * GIB:
-        preset, why = "safe", f"Metal grants {memory}; balanced wants about 14 GB"
-    elif device.usable_bytes >= 20 * GIB or device.kind == "mps":
-        preset, why = "balanced", f"{memory} is enough for Phi-2 with room to spare"
-    elif device.usable_bytes >= 14 * GIB:
-        preset, why = "low", f"{memory} is short of the 16 GB that balanced takes"
-    else:
-        preset, why = "memory-limited", f"{memory} asks for small batches and checkpointing"
+        return Recommended(
+            device=None,
+            preset=None,
+            reason="no device can be used; see above",
+            command=None,
+            presets=[],
+        )
+    preset, why = _choose(device, best, has_fits=bool(fits))
+    command = f"lorafit train --preset {preset} --data FILE" if preset else None
+    if best is not None and preset == best.preset and best.flags:
+        command = f"lorafit train --preset {preset} {best.flags} --data FILE"
     return Recommended(
-        device=device.torch_device, preset=preset, reason=redact(f"{device.name}: {why}")
+        device=device.torch_device,
+        preset=preset,
+        reason=redact(f"{device.name}: {why}"),
+        command=command,
+        presets=[
+            PresetVerdict(
+                name=fit.preset,
+                verdict=fit.verdict,
+                peak_bytes=fit.peak_bytes,
+                capacity_bytes=fit.capacity_bytes,
+                exact=fit.is_exact,
+            )
+            for fit in fits
+        ],
     )
+
+
+def _choose(
+    device: DeviceInfo, best: PresetFit | None, *, has_fits: bool
+) -> tuple[str | None, str]:
+    if device.kind == "cpu":
+        return "quick-test", "a CPU is slow: prove the set-up here, train on a GPU"
+    if best is None and not has_fits:
+        return None, "what the presets take there could not be estimated; see above"
+    if best is None:
+        memory = format_bytes(device.usable_bytes)
+        return None, f"no preset fits in {memory}, not with 4-bit weights either"
+    return best.preset, f"{'with 4-bit weights it' if best.flags else 'it'} {best.reason}"

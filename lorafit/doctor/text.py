@@ -24,14 +24,18 @@ def report_lines(report: DoctorReport, *, width: int, ascii_only: bool) -> Itera
     """Yield the report line by line, wrapped to `width` columns; commands are never wrapped."""
     for group, findings in groupby(report.findings, key=lambda finding: finding.group):
         yield Text(group, style="bold")
+        skipped: dict[str, list[str]] = {}
         for finding in findings:
-            yield from _finding_lines(finding, width, ascii_only)
+            if finding.status == "skip":
+                skipped.setdefault(finding.detail, []).append(finding.title)
+            else:
+                yield from _finding_lines(finding, width, ascii_only)
+        yield from _skipped_lines(skipped, width, ascii_only)
         yield Text("")
     yield _summary_line(report)
     recommended = report.recommended
-    if recommended.preset:
-        start = f"Start with: lorafit train --preset {recommended.preset} --data FILE"
-        yield Text(_plain(start, ascii_only), style="bold")
+    if recommended.command:
+        yield Text(_plain(f"Start with: {recommended.command}", ascii_only), style="bold")
         yield from _wrapped(f"on {recommended.device}; {recommended.reason}", 2, width, ascii_only)
     else:
         yield Text(_plain(recommended.reason, ascii_only))
@@ -42,8 +46,6 @@ def _finding_lines(finding: Finding, width: int, ascii_only: bool) -> Iterator[T
     mark = ascii_symbol if ascii_only else symbol
     head = f"  {mark} {finding.title}".ljust(_TITLE_WIDTH) + "  "
     facts, _, why = finding.detail.partition(WHY)
-    if finding.status == "skip":
-        facts = f"skipped: {facts}"
     body = _plain(facts, ascii_only)
     if len(head) > _TITLE_WIDTH + 2 or width < 60:
         yield Text(head.rstrip(), style=style)
@@ -53,7 +55,7 @@ def _finding_lines(finding: Finding, width: int, ascii_only: bool) -> Iterator[T
         yield Text.assemble((head, style), wrapped[0])
         for line in wrapped[1:]:
             yield Text(" " * len(head) + line)
-    if finding.status in ("ok", "skip"):
+    if finding.status == "ok":
         return
     if why:
         yield from _wrapped(f"why it matters: {why}", 6, width, ascii_only)
@@ -63,6 +65,18 @@ def _finding_lines(finding: Finding, width: int, ascii_only: bool) -> Iterator[T
             yield Text(f"        {_plain(command, ascii_only)}", style="cyan")
     if finding.docs_url:
         yield Text(f"      more: {finding.docs_url}")
+
+
+def _skipped_lines(skipped: dict[str, list[str]], width: int, ascii_only: bool) -> Iterator[Text]:
+    """Yield what was not checked, one line for each reason: it is said, and takes little room."""
+    symbol, ascii_symbol, style = _SYMBOLS["skip"]
+    mark = ascii_symbol if ascii_only else symbol
+    for reason, titles in skipped.items():
+        for line in _wrapped(
+            f"{mark} skipped: {', '.join(titles)}: {reason}", 2, width, ascii_only
+        ):
+            line.stylize(style)
+            yield line
 
 
 def _wrapped(text: str, indent: int, width: int, ascii_only: bool) -> Iterator[Text]:

@@ -56,6 +56,15 @@ class RunRecord:
         self.notes.append(text)
         self._write()
 
+    def fact(self, name: str) -> Any:
+        """Return what the record holds under `name`."""
+        return self._document[name]
+
+    def add(self, **facts: Any) -> None:
+        """Add or replace facts."""
+        self._document |= facts
+        self._write()
+
     def close(self, status: Status, results: Mapping[str, Any]) -> None:
         """Record how the run ended and what it measured."""
         elapsed = time.monotonic() - self._started
@@ -69,6 +78,20 @@ class RunRecord:
 
     def _write(self) -> None:
         write_json(self._path, self._document)
+
+
+class NoRecord:
+    """The record of a process that keeps none: the first of the run does, for all of them."""
+
+    def note(self, text: str) -> None:
+        """Forget it."""
+
+    def fact(self, name: str) -> Any:
+        """Return what an empty record holds."""
+        return []
+
+    def add(self, **facts: Any) -> None:
+        """Forget them."""
 
 
 def _now() -> str:

@@ -4,11 +4,13 @@ from dataclasses import replace
 import pytest
 
 from lorafit.doctor.checks import packages
-from lorafit.doctor.isolated import ProofError, run_proof
+from lorafit.doctor.fit import best_fit, fit_presets
+from lorafit.doctor.isolated import ProofError, run_proof, run_proofs
 from lorafit.doctor.report import recommend
 from lorafit.hardware.cpu import CgroupLimits, CpuReading
 from lorafit.hardware.detect import planned_device
 from lorafit.hardware.mps import AppleReading
+from lorafit.model.architectures import bundled_config
 from lorafit.units import GIB, MIB
 
 from .conftest import A10, T4
@@ -85,6 +87,23 @@ def test_proof_that_runs_out_of_time_is_not_called_broken(run_check, tmp_path):
     assert "was not proved to work" in outcome.detail
 
 
+def test_a_proof_that_kills_its_process_costs_no_other_proof(tmp_path):
+    script = """#!/bin/sh
+case $3 in
+  matmul,*) echo '{"proof": "matmul", "relative_error": 0.001}'; kill -SEGV $$;;
+  repeat,*) echo a word of a library; kill -ABRT $$;;
+  four-bit) echo '{"proof": "four-bit", "failure": "OSError: no library"}';;
+esac
+"""
+    dying = tmp_path / "python"
+    dying.write_text(script)
+    dying.chmod(0o755)
+    answers = run_proofs(["matmul", "repeat", "four-bit"], "cpu", str(dying), 20)
+    assert answers["matmul"]["relative_error"] == 0.001
+    assert "SIGSEGV" in str(answers["repeat"])
+    assert "no library" in str(answers["four-bit"])
+
+
 def test_proof_that_hangs_is_ended(tmp_path):
     hanging = tmp_path / "python"
     hanging.write_text("#!/bin/sh\nexec sleep 20\n")
@@ -101,7 +120,10 @@ def test_device_with_a_wrong_environment_is_an_error(run_check):
 
 
 def test_gpu_checks_are_skipped_where_there_is_no_gpu(run_check):
-    for check_id in ("device.init", "gpu.driver", "gpu.memory", "gpu.health", "mps.memory"):
+    for check_id in (
+        "device.init", "gpu.driver", "gpu.memory", "gpu.health", "gpu.multi", "mps.memory",
+        "mps.fallback",
+    ):  # fmt: skip
         assert run_check(check_id).status == "skip", check_id
 
 
@@ -213,17 +235,32 @@ def test_damaged_preset_is_an_error(run_check, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("hardware", "preset"),
-    [("a10g", "balanced"), ("t4", "low"), ("rtx-2080-ti", "memory-limited"), ("m3-18gb", "safe"),
-     ("m3-36gb", "balanced"), ("cpu", "quick-test")],
+    ("hardware", "preset", "flags"),
+    [("a10g", "balanced", ""), ("t4", "balanced", ""), ("m3-18gb", "balanced", ""),
+     ("rtx-2080-ti", "memory-limited", "--quantization nf4"), ("cpu", "quick-test", "")],
 )  # fmt: skip
-def test_recommends_a_shipped_preset_with_a_reason(hardware, preset):
-    from lorafit.config.presets import list_presets
-
-    recommended = recommend(planned_device(hardware))
+def test_recommends_the_first_preset_that_fits_by_its_estimate(hardware, preset, flags):
+    recommended = recommended_on(planned_device(hardware))
     assert recommended.preset == preset
-    assert preset in {shipped.name for shipped in list_presets()}
+    assert flags in (recommended.command or "")
+    (entry,) = [found for found in recommended.presets if found.name == preset]
+    if flags:
+        assert entry.verdict == "exceeds"
+    else:
+        assert (entry.peak_bytes or 0) < entry.capacity_bytes
     assert recommended.reason
+
+
+def test_recommends_nothing_where_nothing_fits():
+    small = replace(planned_device("rtx-2080-ti"), usable_bytes=2 * GIB)
+    recommended = recommended_on(small)
+    assert (recommended.preset, recommended.command) == (None, None)
+    assert "not with 4-bit weights either" in recommended.reason
+
+
+def recommended_on(device):
+    fits = fit_presets(device, bundled_config)
+    return recommend(device, fits, best_fit(fits, device, bundled_config, None))
 
 
 @pytest.mark.gpu
@@ -234,6 +271,7 @@ def test_this_gpu_multiplies_in_full_and_in_four_bit():
     probe = Probe(timeout_seconds=120.0)
     assert load_checks()["device.init"].run(probe).status == "ok"
     assert load_checks()["pkg.bitsandbytes"].run(probe).status == "ok"
+    assert load_checks()["determinism"].run(probe).status == "ok"
 
 
 @pytest.mark.mps
@@ -241,4 +279,6 @@ def test_this_mac_multiplies():
     from lorafit.doctor.check import load_checks
     from lorafit.doctor.probe import Probe
 
-    assert load_checks()["device.init"].run(Probe(timeout_seconds=120.0)).status == "ok"
+    probe = Probe(timeout_seconds=120.0)
+    assert load_checks()["device.init"].run(probe).status == "ok"
+    assert load_checks()["determinism"].run(probe).status in ("ok", "warn")

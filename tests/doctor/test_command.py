@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lorafit.config.presets import preset_names
 from lorafit.doctor.report import DoctorReport
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +50,60 @@ def test_json_follows_the_schema_and_a_four_bit_product_is_made_for_real(doctor)
     assert four_bit.status == "ok", four_bit
     assert 3 < float((four_bit.measured or "").split()[0]) < 20  # percent; 4 bits give about 9
     assert result.stderr == ""
+
+
+def test_the_shipped_schema_is_that_of_the_models_and_real_output_follows_it(doctor):
+    import jsonschema
+
+    shipped = json.loads((ROOT / "lorafit/doctor/doctor.schema.json").read_text())
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    assert shipped == dialect | DoctorReport.model_json_schema()
+    result = doctor("--json", "--check", "env", "--check", "gpu", CUDA_LAUNCH_BLOCKING="1")
+    document = json.loads(result.stdout)
+    validator = jsonschema.Draft202012Validator(shipped)
+    validator.validate(document)
+    assert {finding["status"] for finding in document["findings"]} == {"ok", "warn", "skip"}
+    assert len(document["recommended"]["presets"]) == len(preset_names())
+    document["findings"][0]["status"] = "fine"
+    assert not validator.is_valid(document)
+
+
+def test_an_estimate_that_hangs_is_not_waited_for_twice(monkeypatch, run_lorafit):
+    import threading
+
+    from lorafit.doctor import probe
+
+    release, asked = threading.Event(), []
+
+    def hang(*arguments, **options):
+        asked.append(1)
+        release.wait(30)
+        return []
+
+    monkeypatch.setattr(probe, "fit_presets", hang)
+    outcome = run_lorafit("doctor", "--check", "gpu.fit", "--timeout", "1")
+    release.set()
+    assert outcome.code == 1
+    assert "no answer within 1 s" in outcome.out
+    assert "Start with:" in outcome.out
+    assert len(asked) == 1
+
+
+def test_a_preset_that_does_not_exist_is_a_usage_error(doctor):
+    result = doctor("--preset", "balancd")
+    assert result.returncode == 2
+    assert "did you mean balanced" in result.stderr
+
+
+def test_a_bundle_of_preset_model_and_data_is_checked_together(doctor, tiny_model, tiny_data):
+    result = doctor(
+        "--preset", "quick-test", "--model", str(tiny_model()), "--data", str(tiny_data),
+        "--check", "preset", "--check", "model", "--check", "data", "--json",
+    )  # fmt: skip
+    statuses = {f["id"]: f["status"] for f in json.loads(result.stdout)["findings"]}
+    assert statuses["model.files"] == "ok"
+    assert statuses["preset.fit"] in ("ok", "warn")
+    assert statuses["data.file"] in ("ok", "warn")
 
 
 def test_schema_of_the_document_is_closed():

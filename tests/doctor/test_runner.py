@@ -5,7 +5,7 @@ import pytest
 
 from lorafit.doctor.check import Check, ok, select_checks, warn
 from lorafit.doctor.redact import redact
-from lorafit.doctor.report import make_report
+from lorafit.doctor.report import make_report, recommend
 from lorafit.doctor.runner import run_checks
 from lorafit.errors import ExitCode, UsageError
 
@@ -44,7 +44,8 @@ def test_warning_says_why_it_matters_and_how_to_fix_it(make_probe):
 
 def test_only_strict_fails_on_warnings(make_probe):
     probe = make_probe()
-    report = make_report(run_checks([entry(lambda p: warn("odd", "do"))], probe), probe.device())
+    findings = run_checks([entry(lambda p: warn("odd", "do"))], probe)
+    report = make_report(findings, recommend(probe.device(), [], None))
     assert not report.has_failed(strict=False)
     assert report.has_failed(strict=True)
     assert report.summary.warn == 1

@@ -2,5 +2,10 @@
 
 import importlib
 
-for _group in ("python", "packages", "devices", "system", "configuration"):
+_GROUPS = (
+    "python", "packages", "conflicts", "devices", "fit", "system", "filesystem", "configuration",
+    "network", "model", "data", "runs", "selftest",
+)  # fmt: skip
+
+for _group in _GROUPS:
     importlib.import_module(f"{__name__}.{_group}")

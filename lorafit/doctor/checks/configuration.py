@@ -1,5 +1,8 @@
 """Environment variables, offline state, and the presets that came with lorafit."""
 
+from collections import Counter
+from collections.abc import Mapping
+
 from lorafit.doctor.check import Outcome, check, error, ok, warn
 from lorafit.doctor.probe import Probe
 
@@ -39,8 +42,7 @@ def environment_variables(probe: Probe) -> Outcome:
 )
 def hub_access(probe: Probe) -> Outcome:
     """Explain the offline state from the environment; does not touch the network."""
-    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-    offline = [name for name in names if probe.environ.get(name, "").strip().lower() in _TRUE]
+    offline = offline_variables(probe.environ)
     if offline:
         return ok(
             f"offline because {' and '.join(f'{name}=1' for name in offline)}: only local folders "
@@ -58,6 +60,12 @@ def hub_access(probe: Probe) -> Outcome:
         )
     where = endpoint or "huggingface.co"
     return ok(f"online mode, from {where} (not contacted)", measured="online")
+
+
+def offline_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables that keep the hub's clients from the network."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+    return [name for name in names if environ.get(name, "").strip().lower() in _TRUE]
 
 
 @check(
@@ -78,4 +86,7 @@ def shipped_presets(probe: Probe) -> Outcome:
         return error(str(problem), "install lorafit anew", reinstall)
     if not names:
         return error("no preset was found", "install lorafit anew", reinstall)
-    return ok(f"{len(names)} load: {', '.join(names)}", measured=str(len(names)))
+    general = [name for name in names if "/" not in name]
+    families = Counter(name.partition("/")[0] for name in names if "/" in name)
+    listed = [*general, *(f"{count} of {family}" for family, count in families.items())]
+    return ok(f"{len(names)} load: {', '.join(listed)}", measured=str(len(names)))

@@ -1,7 +1,7 @@
 """The device to train on: found, working, fit for 16 bit, and with memory to spare."""
 
 from lorafit.doctor.check import Outcome, check, error, ok, skip, warn
-from lorafit.doctor.isolated import ProofError, ProofTimeoutError, run_proof
+from lorafit.doctor.isolated import ProofError, ProofTimeoutError
 from lorafit.doctor.probe import Probe
 from lorafit.errors import LorafitError
 from lorafit.hardware.cuda import cuda_wheel_command, describe_gpus, driver_branch
@@ -48,9 +48,9 @@ def device_multiplies(probe: Probe) -> Outcome:
     if device is None:
         return skip("no device can be used")
     if device.kind == "cpu":
-        return skip("only for GPUs; pkg.bitsandbytes multiplies on the CPU")
+        return skip("no GPU is used; `4-bit` multiplies on the CPU")
     try:
-        answer = run_proof("matmul", device.torch_device, probe.python, probe.timeout_seconds * 0.9)
+        answer = probe.proof("matmul")
     except ProofTimeoutError as late:
         return warn(
             f"{device.torch_device} was not proved to work: {late}",
@@ -84,7 +84,7 @@ def nvidia_driver(probe: Probe) -> Outcome:
     """Compare the driver with the CUDA release that torch was built for."""
     report = probe.nvidia()
     if report is None:
-        return skip("no NVIDIA driver on this machine")
+        return skip("no NVIDIA GPU here")
     build = probe.sources.torch_build()
     branch = driver_branch(report.driver)
     required = _DRIVER_FOR_CUDA.get(build.cuda.split(".")[0]) if build and build.cuda else None
@@ -142,7 +142,7 @@ def gpu_memory(probe: Probe) -> Outcome:
     """Check total and free memory of the GPU, and who else uses it."""
     device = probe.usable_device()
     if device is None or device.kind != "cuda" or device.free_bytes is None:
-        return skip("no NVIDIA GPU is used")
+        return skip("no NVIDIA GPU here")
     measured = f"{format_bytes(device.free_bytes)} free of {format_bytes(device.usable_bytes)}"
     if device.usable_bytes < _MIN_GPU_BYTES:
         return warn(
@@ -173,7 +173,7 @@ def gpu_health(probe: Probe) -> Outcome:
     """Check ECC errors and MIG mode of every GPU; changes nothing."""
     report = probe.nvidia()
     if report is None or not report.gpus:
-        return skip("no NVIDIA GPU on this machine")
+        return skip("no NVIDIA GPU here")
     faulty = [index for index, gpu in enumerate(report.gpus) if gpu.num_ecc_errors]
     if faulty:
         return error(
@@ -207,3 +207,89 @@ def metal_memory(probe: Probe) -> Outcome:
             measured=measured,
         )
     return ok(measured, measured=measured)
+
+
+@check(
+    "gpu.multi",
+    "Device",
+    "Several GPUs",
+    affects="CUDA and nvidia-smi may count the GPUs differently: another one is used than meant",
+)
+def several_gpus(probe: Probe) -> Outcome:
+    """Check whether the GPUs are alike, and whether they are counted as nvidia-smi does."""
+    report = probe.nvidia()
+    if report is None or not report.gpus:
+        return skip("no NVIDIA GPU here")
+    if len(report.gpus) == 1:
+        return skip("there is one NVIDIA GPU")
+    names = {gpu.name for gpu in report.gpus}
+    if len(names) == 1:
+        return ok(f"{len(report.gpus)} of {names.pop()}", measured=str(len(report.gpus)))
+    listed = describe_gpus(report.gpus)
+    largest = max(range(len(report.gpus)), key=lambda index: report.gpus[index].usable_bytes)
+    fix = "name the one to train on; a run on unlike GPUs waits for the slowest"
+    command = f"export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={largest}"
+    if probe.environ.get("CUDA_VISIBLE_DEVICES") and probe.environ.get("CUDA_DEVICE_ORDER"):
+        return ok(f"{listed}; CUDA_VISIBLE_DEVICES chooses", measured=str(len(report.gpus)))
+    return warn(f"the GPUs differ: {listed}", fix, command, measured=str(len(report.gpus)))
+
+
+@check(
+    "mps.fallback",
+    "Device",
+    "Metal alone",
+    affects="operations that run on the CPU unseen make every step many times slower",
+)
+def metal_fallback(probe: Probe) -> Outcome:
+    """Check that torch may not move operations off the Apple GPU, and the macOS release."""
+    device = probe.usable_device()
+    apple = probe.sources.apple()
+    if device is None or device.kind != "mps" or apple is None:
+        return skip("no Apple GPU is used")
+    release = "macOS {}.{}".format(*apple.macos)
+    value = probe.environ.get("PYTORCH_ENABLE_MPS_FALLBACK", "").strip()
+    if value in ("", "0"):
+        return ok(f"{release}; operations that Metal lacks are errors, not slow", measured=release)
+    return warn(
+        f"PYTORCH_ENABLE_MPS_FALLBACK={value} moves what Metal lacks to the CPU unseen",
+        "unset it; lorafit needs nothing that Metal lacks",
+        "unset PYTORCH_ENABLE_MPS_FALLBACK",
+        measured=release,
+    )
+
+
+@check(
+    "determinism",
+    "Device",
+    "Same numbers twice",
+    affects="a resumed run can only equal an unbroken one where equal work gives equal numbers",
+)
+def same_numbers_twice(probe: Probe) -> Outcome:
+    """Take one gradient twice on the device, in a process of its own, and compare every bit."""
+    device = probe.usable_device()
+    if device is None:
+        return skip("no device can be used")
+    try:
+        answer = probe.proof("repeat")
+    except ProofTimeoutError as late:
+        return warn(
+            f"not tried: {late}",
+            "the machine may be busy: try this check alone, with time",
+            "lorafit doctor --check determinism --timeout 60",
+        )
+    except ProofError as failure:
+        return warn(
+            f"{device.torch_device} takes no gradient of attention: {failure}",
+            "try the plain attention operator",
+            "lorafit train --attn-implementation eager …",
+        )
+    measured = f"{answer['different']} of {answer['of']} numbers differ"
+    if not answer["different"]:
+        return ok(f"one gradient, taken twice: {measured}", measured=measured)
+    return warn(
+        f"one gradient, taken twice: {measured}",
+        "fix cuBLAS's workspace; sums in attention's backward may still be taken in any order",
+        "export CUBLAS_WORKSPACE_CONFIG=:4096:8",
+        measured=measured,
+        required="0",
+    )

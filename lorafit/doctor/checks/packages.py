@@ -8,7 +8,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 
 from lorafit.doctor.check import Outcome, check, error, ok, skip, warn
-from lorafit.doctor.isolated import ProofError, ProofTimeoutError, run_proof
+from lorafit.doctor.isolated import ProofError, ProofTimeoutError
 from lorafit.doctor.probe import Probe
 from lorafit.hardware.cuda import cuda_wheel_command
 
@@ -136,9 +136,7 @@ def four_bit_multiply(probe: Probe) -> Outcome:
     if device is None:
         return skip("no device can be used")
     try:
-        answer = run_proof(
-            "four-bit", device.torch_device, probe.python, probe.timeout_seconds * 0.9
-        )
+        answer = probe.proof("four-bit")
     except ProofTimeoutError as late:
         return warn(
             f"bitsandbytes {version} was not proved to work: {late}",
