@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorafit.cli import console
+from lorafit.cli.completion import complete_hardware, complete_presets
 
 if TYPE_CHECKING:
     from lorafit.config.presets import Preset
@@ -12,12 +13,20 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="Preset, as in `presets list`.")]
+_Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="Preset, as in `presets list`.", autocompletion=complete_presets
+    ),
+]
 
 
 @app.command("list")
 def list_command(as_json: _Json = False) -> None:
-    """List the shipped presets and the devices that each has a row for."""
+    """List the shipped presets and the devices that each has a row for.
+
+    Example: lorafit presets list
+    """
     from lorafit.cli.tables import plain_table
     from lorafit.config.presets import DEFAULT_ROW, list_presets
     from lorafit.config.schema import SCHEMA_VERSION
@@ -40,7 +49,10 @@ def list_command(as_json: _Json = False) -> None:
 
 @app.command()
 def show(name: _Name, as_json: _Json = False) -> None:
-    """Show a preset: its settings and its rows by device."""
+    """Show a preset: its settings and its rows by device.
+
+    Example: lorafit presets show balanced
+    """
     from lorafit.cli.tables import plain_table
     from lorafit.config.presets import load_preset
     from lorafit.config.schema import SCHEMA_VERSION
@@ -70,15 +82,26 @@ def show(name: _Name, as_json: _Json = False) -> None:
 
 @app.command()
 def diff(
-    first: Annotated[str, typer.Argument(metavar="A", help="One preset.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another preset.")],
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="One preset.", autocompletion=complete_presets)
+    ],
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="Another preset.", autocompletion=complete_presets)
+    ],
     hardware: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Compare on one device, such as a10g, or auto."),
+        typer.Option(
+            metavar="NAME",
+            help="Compare on one device, such as a10g, or auto.",
+            autocompletion=complete_hardware,
+        ),
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Show what two presets set differently: in all rows, or on one device."""
+    """Show what two presets set differently: in all rows, or on one device.
+
+    Example: lorafit presets diff low high --hardware a10g
+    """
     from lorafit.cli.tables import plain_table
     from lorafit.config.presets import load_preset
     from lorafit.config.schema import SCHEMA_VERSION
@@ -102,6 +125,57 @@ def diff(
         console.out(plain_table(None, ("setting", first, second), rows))
     else:
         console.out(f"{first} and {second} set the same values")
+
+
+@app.command()
+def recommend(
+    situation: Annotated[
+        str,
+        typer.Option(
+            metavar="WORDS",
+            help='What it is for: "standard training", "first production run", "underfitting", '
+            '"out of memory", "testing the pipeline", "long sequences", "short sequences".',
+        ),
+    ],
+    hardware: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Device to try it against; the one here if left out."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Base model; the preset's if left out.")
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Estimate by the closed form, some per cent off.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Recommend a QLoRA preset for a situation, with the memory it takes on a device.
+
+    Exit code 4: nothing fits the device.
+
+    Example: lorafit presets recommend --situation "out of memory" --hardware a10g
+    """
+    from lorafit.cli.estimate_question import Options
+    from lorafit.cli.recommend import recommend as find
+    from lorafit.cli.recommend import recommendation_document, show_recommendation
+    from lorafit.cli.settings_flags import RunChoices
+    from lorafit.config.situations import find_situation
+    from lorafit.errors import ExitCode, UsageError
+
+    for name, value in (("situation", situation), ("hardware", hardware), ("model", model)):
+        if value is not None and not value.strip():
+            raise UsageError(f"--{name} is empty", hint="lorafit presets recommend --help")
+    chosen = find_situation(situation)
+    flags: dict[str, str | bool] = {} if model is None else {"model": model}
+    choices = RunChoices(hardware=hardware, flags=flags)
+    _, device = choices.resolve()
+    found = find(chosen, choices, Options(fast=fast))
+    if as_json:
+        console.print_json(recommendation_document(found, device.name))
+    else:
+        show_recommendation(found, device.name)
+    if not found.fits:
+        raise typer.Exit(int(ExitCode.DEVICE))
 
 
 def _full_settings(preset: "Preset") -> dict[str, Any]:

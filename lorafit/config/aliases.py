@@ -30,6 +30,20 @@ SECTIONS: frozenset[str] = frozenset(
         "scheduler",
         "logging",
         "run",
+        # The six sections of QLoRA's JSON files, and the names of Hugging Face's own classes.
+        *(
+            f"{section}{ending}"
+            for section in ("model", "data", "lora", "training", "optimization", "logging")
+            for ending in ("_config", "_configuration", "_args", "_arguments")
+        ),
+        "quantization",
+        "quantization_config",
+        "bnb_config",
+        "peft_config",
+        "hyperparameters",
+        "training_hyperparameters",
+        "checkpointing",
+        "logging_and_checkpointing",
     }
 )
 """Section names that a config file or a `section.key=value` override may group settings under.

@@ -24,17 +24,18 @@ def resolve_batch(resolved: Resolved, num_devices: int) -> BatchPlan:
     Without `effective_batch_size`, it is the product. With it, accumulation follows. Where an
     accumulation was asked for and the effective batch came from a preset, accumulation wins. A
     micro-batch that nobody asked for is lowered to the largest that divides the effective batch;
-    an effective batch that nobody asked for moves to the nearest that the micro-batch divides.
+    an effective batch that nobody asked for moves to the nearest that a micro-batch which was
+    asked for divides. On several devices it stays what it is, or the number of them is refused.
 
     Raises:
-        ConfigError: the effective batch that was asked for cannot be made of the micro-batch, or
-            disagrees with the accumulation that was asked for too.
+        ConfigError: the effective batch cannot be split over the devices, or one that was asked
+            for cannot be made of the micro-batch or disagrees with the accumulation asked for.
     """
     settings = resolved.settings
     micro = settings.per_device_train_batch_size
     effective = settings.effective_batch_size
     accumulation = settings.gradient_accumulation_steps
-    asked_accumulation = resolved.is_explicit("gradient_accumulation_steps")
+    asked_accumulation = _is_asked_accumulation(resolved)
     product = micro * accumulation * num_devices
     if effective is None:
         return BatchPlan(micro, accumulation, num_devices, product, _product_reason(resolved))
@@ -52,10 +53,21 @@ def resolve_batch(resolved: Resolved, num_devices: int) -> BatchPlan:
     return _from_effective(resolved, effective, micro, num_devices)
 
 
+def _is_asked_accumulation(resolved: Resolved) -> bool:
+    # A config group brings an accumulation along; an effective batch that was typed outweighs it.
+    accumulation = resolved.origins["gradient_accumulation_steps"].kind
+    effective = resolved.origins["effective_batch_size"].kind
+    if accumulation == "group" and effective in COMMAND_LINE_KINDS:
+        return False
+    return resolved.is_explicit("gradient_accumulation_steps")
+
+
 def _from_effective(resolved: Resolved, effective: int, micro: int, num_devices: int) -> BatchPlan:
     given = resolved.origins["effective_batch_size"]
     fitted, changes = micro, ""
-    if not resolved.is_explicit("per_device_train_batch_size") and effective % num_devices == 0:
+    if effective % num_devices:
+        raise _unsplittable(resolved, effective, micro, num_devices)
+    if not resolved.is_explicit("per_device_train_batch_size"):
         share = effective // num_devices
         fitted = next(m for m in range(min(micro, share), 0, -1) if share % m == 0)
         if fitted != micro:
@@ -81,6 +93,29 @@ def _product_reason(resolved: Resolved) -> str:
     if micro.kind == accumulation.kind == "default":
         return "micro-batch and accumulation are the defaults"
     return f"micro-batch from {micro}, accumulation from {accumulation}"
+
+
+def _unsplittable(resolved: Resolved, effective: int, micro: int, num_devices: int) -> ConfigError:
+    """Return the error for devices that cannot share the rows of a step equally.
+
+    The nearest effective batches are multiples of the devices, and of a micro-batch asked for.
+    """
+    is_asked = resolved.is_explicit("per_device_train_batch_size")
+    unit = num_devices * (micro if is_asked else 1)
+    below = effective // unit * unit
+    batches = f"{below} or {below + unit}" if below else str(unit)
+    fewer = next(n for n in range(num_devices, 0, -1) if effective % n == 0)
+    more = next((n for n in range(num_devices, effective + 1) if effective % n == 0), None)
+    message = (
+        f"an effective batch of {effective} cannot be split over {_devices(num_devices)}: "
+        f"{effective} is not a multiple of {num_devices}"
+    )
+    counts = f"{fewer} or {more} devices" if more else _devices(fewer)
+    hint = (
+        f"the nearest numbers of devices that keep {effective}: {counts}; the nearest values that "
+        f"work on {num_devices}: effective_batch_size {batches}"
+    )
+    return _error(resolved, ("effective_batch_size",), message, hint)
 
 
 def _indivisible(resolved: Resolved, effective: int, micro: int, num_devices: int) -> ConfigError:

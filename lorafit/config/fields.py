@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,12 +10,10 @@ import annotated_types
 
 from lorafit.config.numbers import read_float, read_int, why_not_a_number
 from lorafit.config.schema import Settings
-from lorafit.text import excerpt
+from lorafit.text import excerpt, holds_secret, is_unicode
 
 FieldKind = Literal["integer", "number", "boolean", "text", "choice", "list"]
 SettingValue = str | int | float | bool | tuple[str, ...] | None
-
-_CREDENTIALS = re.compile(r"://[^/\s]*@|\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}")
 
 
 class WrongValueError(Exception):
@@ -112,6 +109,9 @@ def check_value(name: str, value: object) -> SettingValue:
         raise _wrong_type(rule, value)
     if rule.kind in ("integer", "number"):
         return _check_number(rule, value)
+    if isinstance(value, bool) and show_value(value) in rule.choices:
+        # A file's true, of a setting that may also be `auto`.
+        return show_value(value)
     if isinstance(value, str):
         return _check_text(rule, value)
     raise _wrong_type(rule, value)
@@ -169,7 +169,7 @@ def _check_number(rule: FieldRule, value: object) -> int | float:
 
 
 def _check_text(rule: FieldRule, value: str) -> str:
-    if _CREDENTIALS.search(value):
+    if holds_secret(value):
         raise WrongValueError(
             "the value looks like a token or holds a password, which would end up in records",
             "log in with `hf auth login`, or set HF_TOKEN; give the name without it",
@@ -178,6 +178,8 @@ def _check_text(rule: FieldRule, value: str) -> str:
         raise WrongValueError(f"the value is empty; it must be {rule.describe()}")
     if "\0" in value:
         raise WrongValueError("the value holds a zero byte, which no name or path can have")
+    if not is_unicode(value):
+        raise WrongValueError(f"'{excerpt(value)}' is not UTF-8, and could not be recorded")
     if rule.choices and value not in rule.choices:
         raise WrongValueError(f"{excerpt(value, 40)!r} is not {rule.describe()}")
     return value

@@ -6,6 +6,7 @@ fixes a file once and not once a mistake.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import ValidationError
@@ -20,11 +21,12 @@ from lorafit.text import escape_control, excerpt
 if TYPE_CHECKING:
     from lorafit.config.presets import RowChoice
 
-LayerKind = Literal["default", "preset", "hardware", "file", "env", "override", "flag"]
-EXPLICIT_KINDS = frozenset({"file", "env", "override", "flag"})
+LayerKind = Literal["default", "preset", "hardware", "file", "env", "group", "override", "flag"]
+EXPLICIT_KINDS = frozenset({"file", "env", "group", "override", "flag"})
 """Layers in which a person asked for a value, rather than a preset or a default."""
 COMMAND_LINE_KINDS = frozenset({"env", "override", "flag"})
 """Layers whose problems are usage errors (exit code 2); their values are text."""
+_SHIPPED_KINDS = frozenset({"preset", "hardware", "group"})
 
 
 class Given(NamedTuple):
@@ -44,6 +46,8 @@ class Layer:
     values: Mapping[str, Given]
     problems: tuple[Problem, ...] = ()
     """What was already wrong when the layer was read, to be raised with all the rest."""
+    warnings: tuple[str, ...] = ()
+    """What is allowed in the layer and has no effect."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,15 @@ def resolve_layers(layers: Sequence[Layer]) -> Resolved:
         kind = next((kind for kind in kinds if kind in COMMAND_LINE_KINDS), kinds[0])
         found.add(Problem(where, conflict.message, conflict.hint), kind)
     found.raise_any()
-    warnings = find_warnings(settings, resolved.is_explicit)
+    # A config group was asked for by name; its values are shipped, and not to be warned about.
+    warnings = find_warnings(
+        settings, lambda name: resolved.is_explicit(name) and origins[name].kind != "group"
+    )
     return replace(
         resolved,
-        warnings=tuple(
-            f"{_place(w.settings[0], origins[w.settings[0]])}: {w.message}" for w in warnings
+        warnings=(
+            *(text for layer in layers for text in layer.warnings),
+            *(f"{_place(w.settings[0], origins[w.settings[0]])}: {w.message}" for w in warnings),
         ),
     )
 
@@ -165,7 +173,7 @@ def _validate_layer(layer: Layer, found: _Problems) -> dict[str, Setting]:
 
 
 def _validate(layer: Layer, name: str, value: object) -> SettingValue:
-    if layer.kind in ("preset", "hardware") and not is_preset_setting(name):
+    if layer.kind in _SHIPPED_KINDS and not is_preset_setting(name):
         raise WrongValueError(
             f"{name} belongs to a machine or a person, and is not allowed in presets",
             f"give it as --{name.replace('_', '-')}, or in a file for --config",
@@ -176,7 +184,7 @@ def _validate(layer: Layer, name: str, value: object) -> SettingValue:
 
 
 def _origin(layer: Layer, where: str) -> Origin:
-    text = f"{layer.origin} ({where})" if layer.kind in ("preset", "hardware") else where
+    text = f"{layer.origin} ({where})" if layer.kind in _SHIPPED_KINDS else where
     return Origin(layer.kind, text)
 
 
@@ -219,8 +227,13 @@ def overrides_layer(overrides: Iterable[str]) -> Layer:
             message = "it is given twice, and which value was meant cannot be known"
             problems.append(Problem(where, message, f"keep one {escape_control(key)[:60]}=…"))
         else:
-            values[key] = Given(value.strip(), where)
+            values[key] = Given(_home(value.strip()), where)
     return Layer("key=value", "override", values, tuple(problems))
+
+
+def _home(value: str) -> str:
+    # A shell expands ~ at the beginning of a word only, not in checkpoint_dir=~/runs.
+    return str(Path(value).expanduser()) if value.startswith("~/") else value
 
 
 ENV_PREFIX = "LORAFIT_"
@@ -228,6 +241,7 @@ RESERVED_VARIABLES = frozenset(
     {
         "LORAFIT_CACHE_DIR",  # where the demo's model and tokenized data are kept
         "LORAFIT_FAULT",  # fault injection, for tests
+        "LORAFIT_LAUNCHER",  # set for the processes that `train --num-processes` starts
         "LORAFIT_TRACEBACK",  # print tracebacks of bugs
         "LORAFIT_COMPLETE",  # shell completion
     }

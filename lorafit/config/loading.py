@@ -61,6 +61,16 @@ def parse_document(data: bytes, name: str, kind: str) -> Document:
         raise error.to_config_error(source) from None
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a small file, its line ends made one; for formats read elsewhere.
+
+    Raises:
+        ConfigError: the file is missing, is no regular file, is over 1 MiB, or is not UTF-8.
+    """
+    label = escape_control(str(path))
+    return _decode(_read_bytes(path, label), label)
+
+
 def _require_mapping(root: Node | None) -> dict[str, Node]:
     if root is None or root.value is None:
         raise FileError("the file holds no settings", line=1, hint=_EXAMPLE)

@@ -124,14 +124,15 @@ def presets_dir() -> Path:
 
 
 def preset_names() -> tuple[str, ...]:
-    """Return the names of the shipped presets, sorted."""
+    """Return the names of the shipped presets, sorted: first those of no family, then the rest."""
     folder = presets_dir()
     found = (*folder.glob("*.yaml"), *folder.glob("*/*.yaml"))
-    return tuple(sorted(path.relative_to(folder).with_suffix("").as_posix() for path in found))
+    names = (path.relative_to(folder).with_suffix("").as_posix() for path in found)
+    return tuple(sorted(names, key=lambda name: ("/" in name, name)))
 
 
 def list_presets() -> tuple[Preset, ...]:
-    """Return the shipped presets, sorted by name.
+    """Return the shipped presets in the order of `preset_names`.
 
     Raises:
         ConfigError: one of them is damaged.
@@ -235,7 +236,7 @@ def _values(document: Document, node: Node | None, problems: list[Problem]) -> d
 
 
 def _unknown_preset(name: str, known: tuple[str, ...]) -> UsageError:
-    available = f"presets: {', '.join(known)}"
+    available = _available(name, known)
     if not name:
         return UsageError("the preset's name is empty", where="--preset", hint=available)
     if not _NAME.fullmatch(name):
@@ -247,6 +248,17 @@ def _unknown_preset(name: str, known: tuple[str, ...]) -> UsageError:
     guess = nearest(name, known)
     hint = f"did you mean {guess}? {available}" if guess else available
     return UsageError(f"there is no preset {excerpt(name, 60)!r}", where="--preset", hint=hint)
+
+
+def _available(name: str, known: tuple[str, ...]) -> str:
+    """Return the presets to choose from: those of the family that was named, or of none."""
+    own = [preset for preset in known if "/" not in preset]
+    families = sorted({preset.partition("/")[0] for preset in known} - set(own))
+    family = name.partition("/")[0]
+    if family in families:
+        return "presets: " + ", ".join(p for p in known if p.startswith(f"{family}/"))
+    more = ", ".join(f"{family}/…" for family in families)
+    return f"presets: {', '.join(own)}; and {more} (lorafit presets list)"
 
 
 def _plain(layer: Layer) -> dict[str, SettingValue]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorafit.config.files import config_file_layer
+from lorafit.config.groups import split_groups
 from lorafit.config.layers import (
     Layer,
     Resolved,
@@ -33,9 +34,9 @@ def resolve_run(
     """Return the settings of a run on `device`, each with its origin.
 
     Precedence: defaults < preset < the preset's hardware row < config file < environment
-    `LORAFIT_*` < key=value < flags. `recorded`, the settings of an earlier run, is just above the
-    defaults. `preset` wins over the one that the config file names; with
-    neither, there is no preset and the defaults hold.
+    `LORAFIT_*` < config groups (`training=aggressive`) < key=value < flags. `recorded`, the
+    settings of an earlier run, is just above the defaults. `preset` wins over the one that the
+    config file names; with neither, there is no preset and the defaults hold.
 
     Raises:
         UsageError: there is no such preset.
@@ -46,7 +47,8 @@ def resolve_run(
     if config_file is not None:
         file_layer, base = config_file_layer(config_file)
         layers.append(file_layer)
-    layers += [environment_layer(environ), overrides_layer(overrides), flags_layer(flags)]
+    groups, singles = split_groups(overrides)
+    layers += [environment_layer(environ), *groups, overrides_layer(singles), flags_layer(flags)]
     chosen: Preset | None = None
     row: RowChoice | None = None
     if preset is not None:

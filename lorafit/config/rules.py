@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lorafit.config.fields import show_value
+from lorafit.config.method_rules import method_conflicts
 from lorafit.config.schema import Settings, recommended_range
 
 POLYNOMIAL_END = 1e-7
@@ -23,7 +24,27 @@ IsExplicit = Callable[[str], bool]
 
 def find_conflicts(settings: Settings, is_explicit: IsExplicit) -> list[Finding]:
     """Return the contradictions between settings, each of which must stop the run."""
-    return [*_schedule_conflicts(settings), *_template_conflicts(settings)]
+    return [
+        *_schedule_conflicts(settings),
+        *_template_conflicts(settings),
+        *_packing_conflicts(settings),
+        *(Finding(*conflict) for conflict in method_conflicts(settings, is_explicit)),
+    ]
+
+
+def _packing_conflicts(settings: Settings) -> Iterator[Finding]:
+    if settings.packing and settings.padding_free == "false":
+        yield Finding(
+            ("packing", "padding_free"),
+            "packing is on and padding_free is off: the rows of a bin go end to end",
+            "leave padding_free out, or set packing to false",
+        )
+    if settings.packing and settings.kernels == "stock":
+        yield Finding(
+            ("packing", "kernels"),
+            "packing needs attention that keeps rows apart, and kernels stock trains with padding",
+            "use kernels lorafit, or set packing to false",
+        )
 
 
 def _schedule_conflicts(settings: Settings) -> Iterator[Finding]:
@@ -125,7 +146,10 @@ def _without_effect(settings: Settings, is_explicit: IsExplicit) -> Iterator[Fin
         ("double_quant", settings.quantization != "nf4", "only quantization nf4 has it"),
         ("validation_split", settings.validation_data is not None, "validation_data is given"),
         ("eval_steps", no_validation, "nothing is held out: validation_split is 0"),
+        ("early_stopping_patience", no_validation, "validation_split is 0: nothing is held out"),
+        ("sample_prompts", no_validation, "validation_split is 0: nothing is held out"),
         ("per_device_eval_batch_size", no_validation, "validation_split is 0: nothing is held out"),
+        ("load_best_model_at_end", no_validation, "validation_split is 0: nothing is held out"),
     )
     for name, pointless, why in cases:
         if pointless and is_explicit(name):

@@ -16,6 +16,7 @@ Quantization = Literal["none", "nf4", "int8"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
 AttnImplementation = Literal["auto", "eager", "sdpa", "sdpa-efficient", "flash_attention_2"]
 Kernels = Literal["lorafit", "stock"]
+PaddingFree = Literal["auto", "true", "false"]
 
 
 class Recommended(BaseModel):
@@ -29,6 +30,11 @@ class Recommended(BaseModel):
     """What happens below `low`."""
     above: str
     """What happens above `high`."""
+
+
+def _at_most(high: int, above: str) -> Recommended:
+    """Return the range of a count of steps that has no lower end worth a word."""
+    return Recommended(low=1, high=high, below="", above=above)
 
 
 def _no_bool(value: Any) -> Any:
@@ -237,9 +243,21 @@ class Settings(BaseModel):
         ge=1,
         le=1_048_576,
     )
+    padding_free: PaddingFree = setting(
+        "auto",
+        "rows of a micro-batch end to end instead of padded to the longest; a step has the same "
+        "rows and gradients; auto: where model and device can",
+        "Batch and memory",
+    )
+    packing: bool = setting(
+        False,
+        "fill bins of max_length tokens with whole rows; micro-batch and effective batch then "
+        "count bins, so that a step has more rows and an epoch fewer steps",
+        "Batch and memory",
+    )
     per_device_eval_batch_size: Int | None = setting(
         None,
-        "rows a device takes in validation; none: the micro-batch",
+        "rows a device takes in validation; none: as many as a micro-batch holds",
         "Batch and memory",
         ge=1,
         le=4096,
@@ -283,7 +301,12 @@ class Settings(BaseModel):
         20.0, "passes over the training data", "Optimization", gt=0, le=10_000
     )
     max_steps: Int | None = setting(
-        None, "optimizer steps; overrides num_train_epochs", "Optimization", ge=1, le=10**9
+        None,
+        "optimizer steps; overrides num_train_epochs",
+        "Optimization",
+        ge=1,
+        le=10**9,
+        recommended=_at_most(100_000, "few runs gain from so many steps: watch validation loss"),
     )
     warmup_ratio: Float = setting(
         0.05,
@@ -324,6 +347,46 @@ class Settings(BaseModel):
         42, "seed of data order, dropout and adapters", "Optimization", ge=0, le=2**32 - 1
     )
 
+    # -- Reinforcement learning
+    method: Literal["sft", "grpo", "dpo"] = setting(
+        "sft",
+        "what is learnt from; sft: given answers; grpo: rewards of answers that the model writes; "
+        "dpo: pairs of a better and a worse answer; grpo and dpo need the extra `rl`",
+        "Reinforcement learning",
+    )
+    reward_functions: Text | None = setting(
+        None,
+        "grpo: Python file with the reward functions, FILE.py or FILE.py:name,name; it is your own "
+        "code, and the only code that is ever run from a path: only the command line can name it",
+        "Reinforcement learning",
+        preset=False,
+    )
+    num_generations: Int = setting(
+        8,
+        "grpo: answers that are written to each prompt and compared with each other",
+        "Reinforcement learning",
+        ge=2,
+        le=1024,
+    )
+    max_completion_length: Int = setting(
+        256, "grpo: tokens of an answer at most", "Reinforcement learning", ge=1, le=1_048_576
+    )
+    temperature: Float = setting(
+        1.0,
+        "grpo: divides the logits when answers are written; higher: answers differ more",
+        "Reinforcement learning",
+        gt=0,
+        le=10,
+    )
+    beta: Float | None = setting(
+        None,
+        "pull towards the model before training: grpo's weight of the KL divergence (none: 0, no "
+        "pull), dpo's scale of the rewards (none: 0.1)",
+        "Reinforcement learning",
+        ge=0,
+        le=100,
+    )
+
     # -- Run
     output_dir: Text = setting(
         "outputs/run", "folder of the run: records, checkpoints, adapter", "Run", preset=False
@@ -334,23 +397,85 @@ class Settings(BaseModel):
         "Run",
         ge=1,
         le=10**9,
+        recommended=_at_most(100, "the screen shows little of how training goes"),
     )
     eval_steps: Int = setting(
-        500, "validation every so many steps, and at the end", "Run", ge=1, le=10**9
+        500,
+        "validation every so many steps, and at the end",
+        "Run",
+        ge=1,
+        le=10**9,
+        recommended=_at_most(5000, "overfitting is seen late"),
     )
-    save_steps: Int = setting(100, "a checkpoint every so many steps", "Run", ge=1, le=10**9)
+    save_steps: Int = setting(
+        100,
+        "a checkpoint every so many steps",
+        "Run",
+        ge=1,
+        le=10**9,
+        recommended=_at_most(1000, "a run that is killed loses up to that many steps"),
+    )
     save_total_limit: Int = setting(
-        3, "checkpoints kept; older ones are removed", "Run", ge=1, le=10_000
+        3,
+        "newest checkpoints kept, and the best by validation loss; older ones are removed",
+        "Run",
+        ge=1,
+        le=10_000,
+    )
+    load_best_model_at_end: bool = setting(
+        False,
+        "make the adapter from the checkpoint with the lowest validation loss, not from the last "
+        "step; a validation that is the best so far is then saved too",
+        "Run",
+    )
+    on_oom: Literal["recover", "fail"] = setting(
+        "recover",
+        "when memory runs out: recover repeats the step with half the micro-batch, fail stops",
+        "Run",
     )
     device: Text = setting(
         "auto", "device to train on: auto, cuda, cuda:1, mps or cpu", "Run", preset=False
     )
-    report_to: tuple[Literal["tensorboard"], ...] = setting(
-        (), "trackers that get the curves too: tensorboard writes OUTPUT_DIR/tensorboard", "Run"
+    ddp_timeout: Int = setting(
+        600,
+        "seconds without progress after which a run of several processes is ended: one of them "
+        "hangs, or its machine is gone",
+        "Run",
+        ge=5,
+        le=86_400,
+    )
+    early_stopping_patience: Int | None = setting(
+        None,
+        "stop after so many validations in a row without a new lowest loss; none: never",
+        "Run",
+        ge=1,
+        le=10_000,
+    )
+    sample_prompts: Int = setting(
+        3,
+        "validation prompts that the model answers at each validation, kept in samples.jsonl; 0: "
+        "none",
+        "Run",
+        ge=0,
+        le=64,
+    )
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio", "none"], ...] = setting(
+        ("tensorboard",),
+        "trackers that get the curves: tensorboard writes OUTPUT_DIR/tensorboard; the others need "
+        "their extra, as in lorafit[wandb]; none: no tracker",
+        "Run",
     )
 
 
-SETTING_GROUPS = ("Model", "LoRA", "Data", "Batch and memory", "Optimization", "Run")
+SETTING_GROUPS = (
+    "Model",
+    "LoRA",
+    "Data",
+    "Batch and memory",
+    "Optimization",
+    "Reinforcement learning",
+    "Run",
+)
 
 
 def setting_group(name: str) -> str:

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class ClassificationReport:
     macro_f1: float
     """Mean over the labels of F1 = 2 TP / (2 TP + FP + FN); rare labels count as common ones."""
     answered: float
-    """Share of answers that end in any label at all."""
+    """Share of answers that hold any label at all."""
     labels: tuple[str, ...]
     f1_by_label: dict[str, float]
     confusion: dict[str, dict[str, int]]
@@ -25,8 +26,19 @@ class ClassificationReport:
 NO_LABEL = "no label"
 
 
-def find_label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the label that occurs last in `text` as a whole word, or None.
+class Reading(NamedTuple):
+    """What was read off an answer."""
+
+    label: str | None
+    """The label that occurs last; None: there is none."""
+    ends_in_label: bool
+    """Whether no word follows the label."""
+    is_bare: bool
+    """Whether the label stands alone, or after one word such as `Answer:`: nothing is reasoned."""
+
+
+def read_answer(text: str, labels: Sequence[str]) -> Reading:
+    """Return the label that occurs last in `text` as a whole word, and where it stands.
 
     The last one counts, since reasoning may weigh other labels before it answers.
     """
@@ -36,7 +48,17 @@ def find_label(text: str, labels: Sequence[str]) -> str | None:
             # By end, then length: of "neutral" and "not neutral" the longer one is meant.
             candidate = (match.end(), len(label), label)
             best = candidate if best is None else max(best, candidate)
-    return best[2] if best else None
+    if best is None:
+        return Reading(None, ends_in_label=False, is_bare=False)
+    end, length, label = best
+    ends = re.search(r"\w", text[end:]) is None
+    words_before = len(re.findall(r"\w+", text[: end - length]))
+    return Reading(label, ends_in_label=ends, is_bare=ends and words_before <= 1)
+
+
+def find_label(text: str, labels: Sequence[str]) -> str | None:
+    """Return the label that occurs last in `text` as a whole word, or None."""
+    return read_answer(text, labels).label
 
 
 def classification_report(

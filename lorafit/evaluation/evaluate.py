@@ -13,7 +13,7 @@ from lorafit.errors import DataError
 from lorafit.evaluation.classification import (
     ClassificationReport,
     classification_report,
-    find_label,
+    read_answer,
 )
 from lorafit.evaluation.generation import Sampling, generate_texts
 from lorafit.evaluation.loading import LoadedModel
@@ -30,6 +30,10 @@ class Answer:
     text: str
     label: str
     predicted: str | None
+    ends_in_label: bool = False
+    """Whether the text ends in a label, so that whatever was reasoned led to one."""
+    is_bare: bool = False
+    """Whether the text is a label without any reasoning."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,16 @@ class Evaluation:
     loss: LossReport
     classification: ClassificationReport | None
     answers: tuple[Answer, ...]
+
+    @property
+    def ends_in_label(self) -> float:
+        """Share of answers that end in a label."""
+        return sum(answer.ends_in_label for answer in self.answers) / max(1, len(self.answers))
+
+    @property
+    def bare_labels(self) -> float:
+        """Share of answers that are a label and nothing else."""
+        return sum(answer.is_bare for answer in self.answers) / max(1, len(self.answers))
 
 
 def evaluate_dataset(
@@ -85,7 +99,7 @@ def answer_records(
     labels = sorted({record.label for record in records if record.label is not None})
     is_chat = any(record.messages is not None for record in records)
     chat = load_chat_format(settings, loaded.tokenizer) if is_chat else None
-    prompts = [_prompt_of(record, chat) for record in records]
+    prompts = [prompt_of(record, chat) for record in records]
     texts = generate_texts(
         loaded.model,
         loaded.tokenizer,
@@ -96,12 +110,17 @@ def answer_records(
         progress=progress,
     )
     return tuple(
-        Answer(prompt, text.strip(), str(record.label), find_label(text, labels))
+        Answer(prompt, text.strip(), str(record.label), *read_answer(text, labels))
         for prompt, text, record in zip(prompts, texts, records, strict=True)
     )
 
 
-def _prompt_of(record: Record, chat: ChatFormat | None) -> str:
+def prompt_of(record: Record, chat: ChatFormat | None) -> str:
+    """Return what a model is given to answer a record; of messages, all but the last.
+
+    Raises:
+        DataError: the record is plain text, without a prompt.
+    """
     if record.messages is not None and chat is not None:
         return chat.render_prompt(record.messages[:-1])
     if record.prompt is None:

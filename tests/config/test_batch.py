@@ -32,7 +32,13 @@ def resolved(preset: dict[str, int], **flags: str) -> Resolved:
         ({MICRO: 4, EFFECTIVE: 32}, {ACCUMULATION: "2"}, 1, (4, 2, 8)),
         # So does a micro-batch that does not divide it.
         ({EFFECTIVE: 32}, {MICRO: "3"}, 1, (3, 11, 33)),
-        ({EFFECTIVE: 16}, {}, 3, (8, 1, 24)),
+        ({EFFECTIVE: 16}, {MICRO: "3"}, 2, (3, 3, 18)),
+        # A preset's effective batch is kept on any number of devices that can share it.
+        ({MICRO: 4, EFFECTIVE: 64}, {}, 1, (4, 16, 64)),
+        ({MICRO: 4, EFFECTIVE: 64}, {}, 2, (4, 8, 64)),
+        ({MICRO: 4, EFFECTIVE: 64}, {}, 4, (4, 4, 64)),
+        ({MICRO: 4, EFFECTIVE: 64}, {}, 16, (4, 1, 64)),
+        ({MICRO: 4, EFFECTIVE: 64}, {}, 32, (2, 1, 64)),
         ({EFFECTIVE: 2}, {MICRO: "8"}, 1, (8, 1, 8)),
         # All three, in agreement.
         ({}, {MICRO: "4", ACCUMULATION: "4", EFFECTIVE: "32"}, 2, (4, 4, 32)),
@@ -75,6 +81,29 @@ def test_an_impossible_effective_batch_names_those_that_work(micro, effective, d
     assert caught.value.exit_code == ExitCode.USAGE
 
 
+@pytest.mark.parametrize(
+    ("flags", "devices", "counts", "batches"),
+    [
+        ({}, 3, "2 or 4 devices", "63 or 66"),
+        ({}, 5, "4 or 8 devices", "60 or 65"),
+        ({}, 65, "64 devices", "65"),
+        ({MICRO: "2"}, 6, "4 or 8 devices", "60 or 72"),
+    ],
+)
+def test_devices_that_cannot_share_the_effective_batch_are_refused(flags, devices, counts, batches):
+    with pytest.raises(ConfigError) as caught:
+        resolve_batch(resolved({MICRO: 4, EFFECTIVE: 64}, **flags), devices)
+    assert f"64 cannot be split over {devices} devices" in str(caught.value)
+    assert f"the nearest numbers of devices that keep 64: {counts};" in caught.value.hint
+    assert caught.value.hint.endswith(f"work on {devices}: effective_batch_size {batches}")
+
+
+def test_an_effective_batch_that_was_typed_outweighs_a_groups_accumulation():
+    group = Layer("training=x", "group", {ACCUMULATION: Given(1, "x.yaml:1")})
+    layers = resolve_layers([group, flags_layer({EFFECTIVE: "32", MICRO: "4"})])
+    assert resolve_batch(layers, 1).gradient_accumulation_steps == 8
+
+
 def test_too_few_rows_for_the_devices_is_refused():
-    with pytest.raises(ConfigError, match="9 is not a multiple of 16"):
+    with pytest.raises(ConfigError, match="9 is not a multiple of 2"):
         resolve_batch(resolved({}, effective_batch_size="9"), 2)

@@ -129,7 +129,7 @@ def test_text_becomes_the_settings_type(name, text, value):
         ("torch_compile", "yes"),
         ("torch_compile", "1"),
         ("target_modules", "q_proj,,k_proj"),
-        ("report_to", "wandb"),
+        ("report_to", "neptune"),
         ("model", "a\0b"),
         ("lora_r", "none"),
         ("lora_r", " 8"),
@@ -148,7 +148,7 @@ def test_text_that_is_no_value_is_refused(name, text):
 def test_every_setting_has_a_rule_that_accepts_its_default(name):
     rule = field_rule(name)
     default: SettingValue = Settings.model_fields[name].default
-    text = "tensorboard" if default == () else show_value(default)
+    text = "tensorboard" if default == () else show_value(default).strip("[]")
     assert rule.optional == (default is None)
     assert rule.kind != "number" or rule.high is not None
     assert parse_text(name, text) == (("tensorboard",) if default == () else default)

@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+from lorafit.config.groups import list_options
 from lorafit.config.presets import preset_names
 
 ROOT = Path(__file__).parents[2]
@@ -28,5 +29,8 @@ def test_the_wheel_holds_every_preset(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"lorafit/presets/{name}.yaml" for name in preset_names()} <= names
+    options = {f"lorafit/presets/groups/{o.group}/{o.name}.yaml" for o in list_options()}
+    assert options
+    assert options <= names
     assert "lorafit/py.typed" in names
     assert not any(name.startswith("presets/") for name in names)

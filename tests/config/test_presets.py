@@ -19,8 +19,9 @@ def device(kind: str, key: str | None, gib: float) -> DeviceInfo:
 
 
 def test_the_shipped_presets_are_these():
-    assert preset_names() == NAMES
-    assert [preset.name for preset in list_presets()] == list(NAMES)
+    # Those of families, such as qlora/default, are in tests/systems.
+    assert tuple(name for name in preset_names() if "/" not in name) == NAMES
+    assert tuple(preset.name for preset in list_presets()) == preset_names()
 
 
 # Micro-batch, accumulation and max_length of the Training Guide's memory examples.
@@ -61,7 +62,7 @@ def test_recommended_configurations_are_those_of_the_guide(name, expected):
     assert settings["gradient_checkpointing"] is True
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", preset_names())
 def test_every_row_resolves_and_its_batch_divides(name):
     preset = load_preset(name)
     assert preset.description
@@ -82,7 +83,7 @@ def test_larger_cards_take_larger_passes_of_the_same_effective_batch(name, row):
     assert rows[row]["max_length"] == rows["a10g"]["max_length"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", preset_names())
 def test_every_key_has_its_reason_in_a_comment_above_it(name):
     lines = (presets_dir() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     keys = [number for number, line in enumerate(lines) if re.match(r"\s*[\w-]+:", line)]
@@ -92,7 +93,7 @@ def test_every_key_has_its_reason_in_a_comment_above_it(name):
         assert above.startswith("# "), f"{name}.yaml:{number + 1} has no comment above it"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", preset_names())
 def test_learning_rates_of_presets_are_recommended_ones(name):
     advised = recommended_range("learning_rate")
     assert advised is not None
@@ -146,7 +147,7 @@ def test_a_preset_without_rows_keeps_its_own_micro_batch(name, micro):
 def test_every_known_device_gets_a_batch_from_every_preset(key):
     entry = CATALOG[key]
     here = DeviceInfo(entry.kind, entry.name, key, entry.usable_bytes, None, "for a test")
-    for preset in list_presets():
+    for preset in map(load_preset, NAMES):
         choice = preset.choose_row(here)
         plan = resolve_batch(resolve_layers([preset.layer, choice.layer]), 1)
         expected = {"quick-test": 16, "production": 64, "memory-limited": 64}.get(preset.name, 32)

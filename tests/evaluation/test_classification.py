@@ -1,6 +1,6 @@
 import pytest
 
-from lorafit.evaluation.classification import classification_report, find_label
+from lorafit.evaluation.classification import classification_report, find_label, read_answer
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -29,6 +29,25 @@ def test_of_overlapping_labels_the_longer_is_meant(labels):
     assert find_label("this is not neutral", labels) == "not neutral"
     assert find_label("this is neutral", labels) == "neutral"
     assert find_label("not neutral, no: neutral", labels) == "neutral"
+
+
+@pytest.mark.parametrize(
+    ("text", "ends", "bare"),
+    [
+        ("Two are more than one.\nAnswer: neutral", True, False),
+        ("so it holds: **entailment**.", True, False),
+        ("It is neutral, I would say", False, False),
+        ("neutral, but some may differ", False, False),
+        ("Neutral.", True, True),
+        ("Answer: neutral", True, True),
+        ("nobody knows", False, False),
+        ("", False, False),
+    ],
+)
+def test_reasoning_ends_in_a_label_when_no_word_follows_it(text, ends, bare):
+    reading = read_answer(text, LABELS)
+    assert (reading.ends_in_label, reading.is_bare) == (ends, bare)
+    assert reading.label == find_label(text, LABELS)
 
 
 def test_labels_with_marks_and_of_other_scripts_are_words_too():

@@ -1,0 +1,1 @@
+"""Configurations of other tools, read and rewritten as settings of lorafit."""

@@ -1,0 +1,78 @@
+"""What the training method says about the other settings: contradictions, and what it turns off."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from lorafit.config.schema import Settings
+
+GRPO_ONLY = ("reward_functions", "num_generations", "max_completion_length", "temperature")
+_NEVER_USED = (
+    "packing", "train_on_prompt", "prompt_template", "completion_template", "label_smoothing_factor",
+    "validation_data", "validation_split", "eval_steps", "early_stopping_patience",
+    "load_best_model_at_end", "sample_prompts",
+)  # fmt: skip
+DEFAULT_BETA = {"grpo": 0.0, "dpo": 0.1}
+"""What `beta` none means: that of the DPO paper, and no pull where rewards are computed."""
+
+
+class Turned(NamedTuple):
+    """A value that the method sets where nobody asked for another, and why."""
+
+    value: Any
+    reason: str
+
+
+def method_conflicts(
+    settings: Settings, is_explicit: Callable[[str], bool]
+) -> Iterator[tuple[tuple[str, ...], str, str | None]]:
+    """Yield what cannot be with this method: settings, message, hint."""
+    method = settings.method
+    alien = {"sft": (*GRPO_ONLY, "beta"), "dpo": GRPO_ONLY, "grpo": ()}[method]
+    for name in alien:
+        if is_explicit(name):
+            other = "grpo or dpo" if name == "beta" and method == "sft" else "grpo"
+            yield (
+                (name,),
+                f"only method {other} has it, and the method is {method}: it would have no effect",
+                f"add --method {other.split()[0]}, or leave {name} out",
+            )
+    if method == "sft":
+        return
+    for name in _NEVER_USED:
+        default = Settings.model_fields[name].default
+        if is_explicit(name) and getattr(settings, name) not in (default, 0):
+            yield (
+                (name,),
+                f"method {method} does not use it: it would have no effect",
+                f"leave {name} out",
+            )
+    if method == "grpo" and settings.reward_functions is None:
+        yield (
+            ("method",),
+            "grpo learns from rewards, and no reward function is named",
+            "add --reward-functions FILE.py (see docs/RL.md)",
+        )
+    if method == "grpo" and settings.max_completion_length >= settings.max_length:
+        yield (
+            ("max_completion_length", "max_length"),
+            f"answers of up to {settings.max_completion_length} tokens leave no room for a prompt "
+            f"in max_length {settings.max_length}",
+            "raise max_length, or lower max_completion_length",
+        )
+
+
+def turned_by_method(settings: Settings) -> dict[str, Turned]:
+    """Return what a method other than sft sets where nobody asked for another value."""
+    if settings.method == "sft":
+        return {}
+    no_validation = "its reward is measured on the training prompts themselves"
+    return {
+        "validation_split": Turned(0.0, no_validation),
+        "sample_prompts": Turned(0, no_validation),
+        "load_best_model_at_end": Turned(False, no_validation),
+        "early_stopping_patience": Turned(None, no_validation),
+        "packing": Turned(False, "rows are compared one by one"),
+        "lora_dropout": Turned(
+            0.0, "log-probabilities must be those of the model that writes the answers"
+        ),
+    }
