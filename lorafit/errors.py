@@ -8,7 +8,8 @@
     │   ├── ModelError                base model or tokenizer
     │   └── AdapterError              LoRA adapter
     ├── DeviceError               4   the device is missing or cannot do what was asked
-    │   └── MemoryFitError            the run does not fit, or ran out of memory
+    │   ├── MemoryFitError            the run does not fit, or ran out of memory
+    │   └── PeerError                 another process of the run failed (with that one's code)
     ├── CheckpointError           5   a checkpoint is unusable, or does not match the run
     ├── DivergedError             6   loss or gradient is not finite
     ├── StorageError              7   disk or permission
@@ -123,6 +124,25 @@ class DeviceError(LorafitError):
 
 class MemoryFitError(DeviceError):
     """The run does not fit in memory, or ran out of it."""
+
+
+class PeerError(DeviceError):
+    """Another process of the run failed, ended or hangs; carries that one's exit code.
+
+    `is_told`: the process that failed has said it to the person already.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        exit_code: ExitCode = ExitCode.DEVICE,
+        is_told: bool = False,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+        self.is_told = is_told
 
 
 class CheckpointError(LorafitError):

@@ -77,6 +77,7 @@ class Canary:
         return (open, (str(self.path), "w"))
 
 
+@pytest.mark.row("B64")
 def test_b64_an_adapter_that_is_only_a_pickle_is_refused_unopened(generate, adapter, tmp_path):
     (adapter / "adapter_model.safetensors").unlink()
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Canary(tmp_path / "ran")))
@@ -84,6 +85,7 @@ def test_b64_an_adapter_that_is_only_a_pickle_is_refused_unopened(generate, adap
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.row("B64")
 def test_b64_a_pickle_beside_the_weights_is_ignored(generate, adapter, tmp_path):
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Canary(tmp_path / "ran")))
     assert generate(adapter).code == 0
@@ -95,6 +97,7 @@ def test_an_adapter_without_weights_says_so(generate, adapter):
     assert "has no adapter_model.safetensors" in refusal(generate(adapter))
 
 
+@pytest.mark.row("B65")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -116,6 +119,7 @@ def test_b65_weights_that_do_not_fit_are_counted(generate, adapter, change, mess
     assert message in refusal(generate(adapter))
 
 
+@pytest.mark.row("B65")
 @pytest.mark.parametrize(
     "content",
     [b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>", b"", b"\x80\x02}q"],
@@ -125,26 +129,31 @@ def test_b65_a_file_of_another_kind_is_recognized(generate, adapter, content):
     assert "is not a safetensors file" in refusal(generate(adapter))
 
 
+@pytest.mark.row("B65")
 def test_b65_a_file_that_was_cut_off_is_named(generate, adapter):
     path = adapter / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     assert "the file was cut off: download it again" in refusal(generate(adapter))
 
 
+@pytest.mark.row("B65")
 def test_b65_another_rank_than_the_weights_have(generate, adapter):
     configure(adapter, r=4)
     assert "has other shapes than the base model" in refusal(generate(adapter))
 
 
+@pytest.mark.row("B65")
 def test_b65_an_adapter_of_another_architecture_names_its_base(generate, adapter):
     err = refusal(generate(adapter, "llama"))
     assert f"{adapter}: " in err
 
 
+@pytest.mark.row("B65")
 def test_b65_an_adapter_of_a_larger_model_has_other_shapes(generate, adapter):
     assert "has other shapes than the base model" in refusal(generate(adapter, hidden_size=64))
 
 
+@pytest.mark.row("B66")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -184,12 +193,14 @@ def test_b66_a_configuration_is_checked_before_peft_sees_it(generate, adapter, c
         assert message in refusal(outcome)
 
 
+@pytest.mark.row("B66")
 @pytest.mark.parametrize("content", ["{", "[]", "null", "[" * 100_000, "\x00"])
 def test_b66_a_configuration_that_is_no_object_is_refused(generate, adapter, content):
     (adapter / "adapter_config.json").write_text(content)
     assert "adapter_config.json: is not" in refusal(generate(adapter))
 
 
+@pytest.mark.row("B66")
 def test_b66_a_configuration_that_is_not_utf8_is_refused(generate, adapter):
     (adapter / "adapter_config.json").write_bytes(b'{"r": "\xff"}')
     assert "is not JSON" in refusal(generate(adapter))

@@ -4,12 +4,17 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import pytest
+from tiny import child_environment
 
 from lorafit.errors import CheckpointError
+from lorafit.report.events import read_events
 from lorafit.training.checkpoint import verify_checkpoint
-from lorafit.training.state import STATE_FILES
+from lorafit.training.layout import STATE_FILES
+from lorafit.training.output import permission_notes
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,7 @@ def damage(path, how):
         path.symlink_to(path.parent.parent / "elsewhere")
 
 
+@pytest.mark.row("B60")
 @pytest.mark.parametrize("how", ["missing", "empty", "cut off", "flipped", "folder", "link"])
 def test_b60_every_kind_of_damage_to_every_file_is_named(run_dir, how):
     for name in STATE_FILES:
@@ -68,6 +74,7 @@ def test_b60_every_kind_of_damage_to_every_file_is_named(run_dir, how):
         assert str(caught.value).startswith(f"{folder / name}: ")
 
 
+@pytest.mark.row("B60")
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "rng.json"])
 def test_b60_a_damaged_file_of_a_named_checkpoint_ends_with_5(resume, run_dir, name):
     damage(run_dir / "checkpoint-4" / name, "flipped")
@@ -79,6 +86,7 @@ def test_b60_a_damaged_file_of_a_named_checkpoint_ends_with_5(resume, run_dir, n
     assert sorted(path.name for path in run_dir.iterdir()) == before
 
 
+@pytest.mark.row("F16", "F17", "F18", "B60")
 @pytest.mark.parametrize("how", ["missing", "flipped"])
 def test_f16_without_a_name_the_checkpoint_before_it_is_used_and_that_is_said(resume, run_dir, how):
     damage(run_dir / "checkpoint-4" / "optimizer.safetensors", how)
@@ -91,6 +99,7 @@ def test_f16_without_a_name_the_checkpoint_before_it_is_used_and_that_is_said(re
     assert any("checkpoint passed over" in note for note in notes)
 
 
+@pytest.mark.row("F16")
 def test_f16_with_no_whole_checkpoint_the_run_begins_again_and_says_so(resume, run_dir):
     for step in (2, 4):
         damage(run_dir / f"checkpoint-{step}" / "rng.json", "flipped")
@@ -99,6 +108,7 @@ def test_f16_with_no_whole_checkpoint_the_run_begins_again_and_says_so(resume, r
     assert "an earlier attempt left no checkpoint: starting again from step 0" in outcome.err
 
 
+@pytest.mark.row("B61")
 def test_b61_a_checkpoint_without_manifest_is_foreign(resume, run_dir):
     (run_dir / "checkpoint-4" / "manifest.json").unlink()
     outcome = resume("--resume", run_dir / "checkpoint-4")
@@ -106,6 +116,7 @@ def test_b61_a_checkpoint_without_manifest_is_foreign(resume, run_dir):
     assert "has no manifest, so lorafit did not write it or never finished it" in outcome.err
 
 
+@pytest.mark.row("F35")
 def test_f35_a_foreign_checkpoint_is_neither_used_nor_deleted(resume, run_dir):
     foreign = run_dir / "checkpoint-1000"
     foreign.mkdir()
@@ -117,6 +128,7 @@ def test_f35_a_foreign_checkpoint_is_neither_used_nor_deleted(resume, run_dir):
     assert {p.name for p in run_dir.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-1000"}
 
 
+@pytest.mark.row("F35")
 def test_f35_a_whole_checkpoint_of_another_run_is_neither_used_nor_deleted(resume, run_dir):
     foreign = shutil.copytree(run_dir / "checkpoint-4", run_dir / "checkpoint-5")
     document = json.loads((foreign / "manifest.json").read_text())
@@ -129,6 +141,7 @@ def test_f35_a_whole_checkpoint_of_another_run_is_neither_used_nor_deleted(resum
     assert foreign.is_dir()
 
 
+@pytest.mark.row("F35")
 def test_f35_a_checkpoint_of_another_run_is_refused_when_it_is_named(resume, run_dir):
     path = run_dir / "checkpoint-4" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "run_id": "another run"}))
@@ -137,6 +150,7 @@ def test_f35_a_checkpoint_of_another_run_is_refused_when_it_is_named(resume, run
     assert "checkpoint-4: belongs to another run (another run)" in outcome.err
 
 
+@pytest.mark.row("B62", "B67")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -171,6 +185,7 @@ class Canary:
         return (open, (str(self.path), "w"))
 
 
+@pytest.mark.row("B63")
 @pytest.mark.parametrize("name", ["optimizer.pt", "training_args.bin", "rng_state.pth",
                                   "adapter_model.bin", "scheduler.pt"])  # fmt: skip
 def test_b63_a_pickle_beside_the_state_is_never_opened(resume, run_dir, tmp_path, name):
@@ -182,6 +197,7 @@ def test_b63_a_pickle_beside_the_state_is_never_opened(resume, run_dir, tmp_path
     assert not ran.exists()
 
 
+@pytest.mark.row("B68")
 def test_b68_folders_with_odd_names_are_ignored(resume, run_dir):
     for name in ("checkpoint-abc", "checkpoint--1", "checkpoint-0010", "checkpoint-"):
         (run_dir / name).mkdir()
@@ -190,3 +206,72 @@ def test_b68_folders_with_odd_names_are_ignored(resume, run_dir):
     assert outcome.code == 0, outcome.err
     assert "continuing from checkpoint-4" in outcome.err
     assert (run_dir / "checkpoint-0010").is_dir()
+
+
+@pytest.mark.row("B68")
+def test_b68_the_manifest_counts_and_not_the_name(resume, run_dir):
+    (run_dir / "checkpoint-4").rename(run_dir / "checkpoint-40")
+    (run_dir / "checkpoint-2").rename(run_dir / "checkpoint-99")
+    outcome = resume()
+    assert outcome.code == 0, outcome.err
+    assert "continuing from checkpoint-40, the newest whole checkpoint" in outcome.err
+    assert [event["step"] for event in read_events(run_dir)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.row("B67")
+@pytest.mark.parametrize(("fact", "then"), [("num_devices", 2), ("compute_dtype", "bfloat16"),
+                                            ("device_kind", "cuda")])  # fmt: skip
+def test_b67_a_run_of_other_devices_or_another_dtype_is_not_continued(resume, run_dir, fact, then):
+    path = run_dir / "run.json"
+    record = json.loads(path.read_text())
+    record["fingerprint"][fact] = then
+    path.write_text(json.dumps(record))
+    outcome = resume()
+    assert outcome.code == 5, outcome.err
+    assert f"{fact}  then: {then}" in outcome.err
+
+
+@pytest.mark.row("B69")
+@pytest.mark.parametrize("name", ["manifest.json", "optimizer.safetensors", "."])
+def test_b69_a_checkpoint_that_may_not_be_read_ends_with_7(run_dir, name):
+    prefix = []
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("tests run as root, and setpriv is not here to drop its rights")
+        prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    folder = run_dir / "checkpoint-4"
+    (folder / name).chmod(0)
+    code = (
+        "import sys, pathlib\n"
+        "from lorafit.errors import LorafitError\n"
+        "from lorafit.training.checkpoint import verify_checkpoint\n"
+        "try:\n    verify_checkpoint(pathlib.Path(sys.argv[1]))\n"
+        "except LorafitError as error:\n    sys.exit(f'{int(error.exit_code)} {error}')\n"
+    )
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", code, str(folder)],
+        capture_output=True, text=True, env=child_environment(),
+    )  # fmt: skip
+    (folder / name).chmod(0o700)
+    assert done.stderr.startswith("7 "), done.stderr
+    assert str(folder) in done.stderr
+    assert "cannot be read: Permission denied" in done.stderr
+
+
+@pytest.mark.row("B69")
+def test_b69_a_checkpoint_that_everyone_may_write_is_used_with_a_word(resume, run_dir):
+    (run_dir / "checkpoint-4").chmod(0o777)
+    outcome = resume()
+    assert outcome.code == 0, outcome.err
+    assert "checkpoint-4 may be written by everyone here: chmod -R o-w " in outcome.err
+
+
+@pytest.mark.row("B69")
+def test_b69_a_checkpoint_of_another_user_is_named(run_dir):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    os.chown(run_dir / "checkpoint-4", 65534, -1)
+    assert permission_notes(run_dir / "checkpoint-4") == [
+        "checkpoint-4 belongs to another user (65534)"
+    ]
+    assert permission_notes(run_dir / "checkpoint-2") == []

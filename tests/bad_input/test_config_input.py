@@ -35,6 +35,7 @@ def refusal(tmp_path, data: str | bytes | None = None, suffix: str = "yaml", **g
     return caught.value, text
 
 
+@pytest.mark.row("B5")
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "0", "1e-400", "10", "1e400", "x"])
 def test_b5_learning_rate_must_be_finite_and_in_range(tmp_path, value):
     error, text = refusal(tmp_path, flags={"learning_rate": value})
@@ -43,6 +44,7 @@ def test_b5_learning_rate_must_be_finite_and_in_range(tmp_path, value):
     assert "a number above 0 to 1" in text
 
 
+@pytest.mark.row("B6")
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -64,6 +66,7 @@ def test_b6_integers_are_never_coerced(tmp_path, name, value, message):
     assert message in text
 
 
+@pytest.mark.row("B7")
 def test_b7_an_indivisible_batch_names_the_two_nearest(tmp_path):
     resolved = run(
         tmp_path, flags={"per_device_train_batch_size": "3", "effective_batch_size": "8"}
@@ -75,12 +78,14 @@ def test_b7_an_indivisible_batch_names_the_two_nearest(tmp_path):
     assert caught.value.hint == "the nearest values that work: effective_batch_size 6 or 9"
 
 
+@pytest.mark.row("B9")
 def test_b9_an_override_given_twice_is_refused(tmp_path):
     error, text = refusal(tmp_path, overrides=["lora_r=8", "lora_r=16"])
     assert error.exit_code == ExitCode.USAGE
     assert "override lora_r: it is given twice" in text
 
 
+@pytest.mark.row("B9")
 def test_b9_one_setting_under_two_names_is_refused(tmp_path):
     error, text = refusal(tmp_path, "batch_size: 4\ntraining:\n  micro_batch_size: 8\n")
     assert "batch_size (" in text
@@ -89,6 +94,7 @@ def test_b9_one_setting_under_two_names_is_refused(tmp_path):
     assert error.exit_code == ExitCode.BAD_INPUT
 
 
+@pytest.mark.row("B16")
 def test_b16_a_token_is_refused_and_not_echoed(tmp_path):
     for flags in (
         {"model": "https://me:s3cretvalue@host/m"},
@@ -101,11 +107,13 @@ def test_b16_a_token_is_refused_and_not_echoed(tmp_path):
     assert "s3cretvalue" not in text + (error.hint or "")
 
 
+@pytest.mark.row("B18")
 @pytest.mark.parametrize("spelling", ["2e-4", "2E-4", "0.0002", "2.0e-4"])
 def test_b18_scientific_notation_is_a_number(tmp_path, spelling):
     assert run(tmp_path, f"learning_rate: {spelling}").settings.learning_rate == 2e-4
 
 
+@pytest.mark.row("B19")
 @pytest.mark.parametrize(
     ("line", "message", "hint"),
     [
@@ -134,6 +142,7 @@ def test_b19_types_are_strict(tmp_path, line, message, hint):
     assert hint is None or hint in (error.hint or "")
 
 
+@pytest.mark.row("B20")
 def test_b20_all_unknown_keys_are_named_at_once_with_the_nearest(tmp_path):
     error, text = refusal(tmp_path, "lora_aplha: 16\nlearning_rte: 1e-4\nlora:\n  rnk: 8\n")
     assert [p.where.split("/")[-1] for p in error.problems] == [
@@ -146,6 +155,7 @@ def test_b20_all_unknown_keys_are_named_at_once_with_the_nearest(tmp_path):
     assert text.count("there is no such setting") == 3
 
 
+@pytest.mark.row("B21")
 @pytest.mark.parametrize(
     ("suffix", "data"),
     [("yaml", "lora_r: 8\nseed: 1\nlora_r: 16\n"), ("json", '{"lora_r": 8,\n\n"lora_r": 16}')],
@@ -156,12 +166,14 @@ def test_b21_duplicate_key_names_both_lines(tmp_path, suffix, data):
     assert "lora_r is given twice, on line 1 and on line 3" in text
 
 
+@pytest.mark.row("B21")
 def test_b21_a_dotted_key_and_its_section_are_the_same_setting(tmp_path):
     _, text = refusal(tmp_path, "lora.r: 8\nlora:\n  r: 16\n")
     assert text.startswith("mine.yaml:3: lora.r: it is given twice: here and at ")
     assert text.endswith("mine.yaml:1")
 
 
+@pytest.mark.row("B22")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -179,6 +191,7 @@ def test_b22_a_file_must_be_one_mapping(tmp_path, data, message):
     assert text.startswith(message)
 
 
+@pytest.mark.row("B24")
 @pytest.mark.parametrize(
     ("data", "where", "shown"),
     [
@@ -195,6 +208,7 @@ def test_b24_syntax_errors_show_the_line_and_column(tmp_path, data, where, shown
     assert text.rstrip().endswith("^")
 
 
+@pytest.mark.row("B25")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -211,6 +225,7 @@ def test_b25_files_must_be_utf8_text(tmp_path, data, message):
     assert message in text
 
 
+@pytest.mark.row("B25")
 def test_b25_a_byte_order_mark_and_crlf_are_fine(tmp_path):
     assert run(tmp_path, b"\xef\xbb\xbflora_r: 16\r\nseed: 7\r\n").settings.lora_r == 16
 
@@ -218,6 +233,7 @@ def test_b25_a_byte_order_mark_and_crlf_are_fine(tmp_path):
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 9))
 
 
+@pytest.mark.row("B26")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -234,6 +250,7 @@ def test_b26_anchors_aliases_and_merge_keys_are_refused(tmp_path, data, message)
     assert text.startswith(message)
 
 
+@pytest.mark.row("B27")
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!str", "!env", "!!binary"])
 def test_b27_tags_are_refused_and_run_nothing(tmp_path, tag):
     canary = tmp_path / "canary"
@@ -242,6 +259,7 @@ def test_b27_tags_are_refused_and_run_nothing(tmp_path, tag):
     assert not canary.exists()
 
 
+@pytest.mark.row("B28")
 @pytest.mark.parametrize("suffix", ["yaml", "json", "toml"])
 def test_b28_a_huge_file_is_refused_by_its_size(tmp_path, suffix):
     path = tmp_path / f"huge.{suffix}"
@@ -253,6 +271,7 @@ def test_b28_a_huge_file_is_refused_by_its_size(tmp_path, suffix):
         run(tmp_path, config_file=path)
 
 
+@pytest.mark.row("B28")
 @pytest.mark.parametrize(
     "data", ["a: " + "[" * 20_000, "a: " + "{b: " * 20_000, "- " * 20_000, "? " * 20_000]
 )
@@ -263,6 +282,7 @@ def test_b28_deep_nesting_is_refused_quickly(tmp_path, data):
     assert time.monotonic() - start < 2
 
 
+@pytest.mark.row("B25")
 @pytest.mark.parametrize(
     ("text", "where"),
     [
@@ -277,12 +297,14 @@ def test_b25_escapes_that_are_no_character_are_refused(tmp_path, text, where):
     assert refusal(tmp_path, text)[1].startswith(f"mine.yaml:{where}: ")
 
 
+@pytest.mark.row("B29")
 @pytest.mark.parametrize("name", ["seed", "model", "lora_alpha", "schema_version", "torch_compile"])
 def test_b29_a_number_of_thousands_of_digits_is_refused(tmp_path, name):
     _, text = refusal(tmp_path, f"{name} = 0x{'f' * 5000}", "toml")
     assert "a number of more than 25 digits" in text
 
 
+@pytest.mark.row("B29")
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "null", "", "''", "1e400"])
 def test_b29_numbers_must_be_numbers(tmp_path, value):
     _, text = refusal(tmp_path, f"learning_rate: {value}\n")
@@ -290,11 +312,13 @@ def test_b29_numbers_must_be_numbers(tmp_path, value):
     assert "a number above 0 to 1" in text
 
 
+@pytest.mark.row("B29")
 def test_b29_json_and_toml_have_no_nan_either(tmp_path):
     assert "NaN is not a number" in refusal(tmp_path, '{"learning_rate": NaN}', "json")[1]
     assert "nan is not finite" in refusal(tmp_path, "learning_rate = nan", "toml")[1]
 
 
+@pytest.mark.row("B31")
 @pytest.mark.parametrize(
     "line", ["lora_alpha: -1", "lora_alpha: .nan", "lora_dropout: 1.0", "lora_dropout: 1.5"]
 )
@@ -303,12 +327,14 @@ def test_b31_alpha_and_dropout_have_bounds(tmp_path, line):
     assert text.startswith(f"mine.yaml:1: {line.split(':')[0]}: ")
 
 
+@pytest.mark.row("B32")
 def test_b32_a_warm_up_that_never_ends_is_refused(tmp_path):
     error, text = refusal(tmp_path, "warmup_steps: 10\n", flags={"max_steps": "10"})
     assert "a warm-up of 10 steps does not end within 10 steps" in text
     assert "warmup_steps must be below 10" in (error.hint or "")
 
 
+@pytest.mark.row("B32")
 def test_b32_intervals_without_effect_are_warned_about(tmp_path):
     resolved = run(tmp_path, "save_steps: 50\neval_steps: 60\nmax_steps: 20\nvalidation_split: 0\n")
     text = "\n".join(resolved.warnings)
@@ -316,6 +342,7 @@ def test_b32_intervals_without_effect_are_warned_about(tmp_path):
     assert "nothing is held out" in text
 
 
+@pytest.mark.row("B34")
 @pytest.mark.parametrize("key", ["trust_remote_code", "model.trust_remote_code"])
 def test_b34_remote_code_is_refused_everywhere(tmp_path, key):
     assert "lorafit never runs code" in refusal(tmp_path, f"{key.split('.')[-1]}: true")[1]
@@ -324,17 +351,20 @@ def test_b34_remote_code_is_refused_everywhere(tmp_path, key):
     assert error.exit_code == ExitCode.USAGE
 
 
+@pytest.mark.row("B34")
 def test_b34_a_token_in_a_file_is_refused(tmp_path):
     _, text = refusal(tmp_path, "hub_token: hf_abc\n")
     assert "a secret must not stand in settings" in text
     assert "hf_abc" not in text
 
 
+@pytest.mark.row("B35")
 def test_b35_a_file_of_a_newer_lorafit_is_refused(tmp_path):
     _, text = refusal(tmp_path, "schema_version: 99\nlora_r: 8\n")
     assert "this file has schema 99: it needs a newer lorafit" in text
 
 
+@pytest.mark.row("B15")
 @pytest.mark.parametrize("kind", ["folder", "device", "loop"])
 def test_b15_only_regular_files_are_read(tmp_path, kind):
     path = tmp_path / "odd.yaml"

@@ -37,12 +37,14 @@ def write(tmp_path):
 # -- B15, B36, B49, B50: the file itself
 
 
+@pytest.mark.row("B15")
 def test_b15_refuses_a_pipe_without_opening_it(tmp_path):
     path = tmp_path / "rows.jsonl"
     os.mkfifo(path)
     assert "not a regular file but a pipe" in str(refused(path))
 
 
+@pytest.mark.row("B15")
 def test_b15_refuses_devices_and_folders(tmp_path):
     assert "a character device" in str(refused("/dev/zero"))
     (tmp_path / "train.csv").write_text("text\na\n")
@@ -51,6 +53,7 @@ def test_b15_refuses_devices_and_folders(tmp_path):
     assert "train.csv" in error.hint
 
 
+@pytest.mark.row("B36")
 def test_b36_names_the_nearest_file_when_one_is_missing(write, tmp_path):
     write("", "training.jsonl")
     error = refused(tmp_path / "trainning.jsonl")
@@ -59,24 +62,20 @@ def test_b36_names_the_nearest_file_when_one_is_missing(write, tmp_path):
     assert "does not exist" in str(refused(tmp_path / "nowhere" / "rows.jsonl"))
 
 
+@pytest.mark.row("B36")
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet"])
 @pytest.mark.parametrize("content", ["", " \n\n \n"])
 def test_b36_refuses_files_without_rows(write, name, content):
     assert name in str(refused(write(content, name)))
 
 
+@pytest.mark.row("B36")
 def test_b36_refuses_a_header_without_rows_and_an_empty_array(write):
     assert "holds no rows" in str(refused(write("prompt,completion\n", "rows.csv")))
     assert "holds no rows" in str(refused(write("[]", "rows.json")))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_b36_refuses_a_file_without_read_permission(write):
-    path = write('{"text": "a"}')
-    path.chmod(0)
-    assert "no permission" in str(refused(path))
-
-
+@pytest.mark.row("B36")
 def test_b36_translates_the_systems_refusal(tmp_path):
     loop = tmp_path / "loop.jsonl"
     loop.symlink_to(loop)
@@ -85,6 +84,7 @@ def test_b36_translates_the_systems_refusal(tmp_path):
     assert "not a usable file name" in str(refused("a\0b.jsonl"))
 
 
+@pytest.mark.row("B49")
 @pytest.mark.parametrize(
     "url", ["https://user:secret@host/rows.jsonl", "s3://bucket/rows.jsonl", "file:///rows.jsonl"]
 )
@@ -94,6 +94,7 @@ def test_b49_refuses_urls_and_does_not_repeat_them(url):
     assert "secret" not in f"{caught.value} {caught.value.hint}"
 
 
+@pytest.mark.row("B49")
 def test_b49_refuses_patterns_and_empty_names():
     with pytest.raises(UsageError, match="is a pattern"):
         resolve_source("part-*.jsonl")
@@ -101,6 +102,7 @@ def test_b49_refuses_patterns_and_empty_names():
         resolve_source(" ")
 
 
+@pytest.mark.row("B50")
 @pytest.mark.parametrize(
     ("head", "what"),
     [
@@ -118,6 +120,7 @@ def test_b50_says_what_a_renamed_file_really_is(write, head, what, name):
     assert f"this is {what}" in str(refused(write(head, name)))
 
 
+@pytest.mark.row("B50")
 def test_b50_refuses_text_named_parquet_and_damaged_parquet(write):
     assert "does not begin with PAR1" in str(refused(write("text\n", "rows.parquet")))
     damaged = write(b"PAR1" + b"\x00" * 50 + b"PAR1", "rows.parquet")
@@ -131,6 +134,7 @@ def test_refuses_an_unknown_suffix_and_lists_the_known(write):
 # -- B37, B38, B42: JSON
 
 
+@pytest.mark.row("B37")
 @pytest.mark.parametrize(
     ("line", "column", "why"),
     [
@@ -151,22 +155,26 @@ def test_b37_names_line_and_column_of_bad_json(write, line, column, why):
     assert "\x01" not in str(error)
 
 
+@pytest.mark.row("B37")
 def test_b37_takes_a_last_line_without_a_line_end_and_windows_line_ends(write):
     assert len(read(write('{"text": "a"}\r\n{"text": "b"}')).records) == 2
 
 
+@pytest.mark.row("B37")
 def test_b37_shows_at_most_80_characters_around_the_fault(write):
     path = write('{"text": "' + "long " * 1000 + '",, "x": 1}\n')
     shown = str(refused(path)).rpartition(": ")[2]
     assert len(shown) <= 80
 
 
+@pytest.mark.row("B37")
 def test_b37_shows_five_problems_and_counts_all(write):
     message = str(refused(write('{"text": 1}\n' * 12)))
     assert message.count("'text' must be text, not a number") == 5
     assert "12 problems" in message
 
 
+@pytest.mark.row("B37")
 def test_b37_names_line_and_column_in_a_json_array(write):
     path = write('[\n{"text": "a"},\n{"text": "b"},\n]', "rows.json")
     assert f"{path}:4:1: a comma stands before the closing ]" in str(refused(path))
@@ -176,6 +184,7 @@ def test_b37_names_line_and_column_in_a_json_array(write):
     assert "more text follows the array" in str(refused(path))
 
 
+@pytest.mark.row("B38")
 @pytest.mark.parametrize(
     ("content", "guess"),
     [
@@ -189,11 +198,13 @@ def test_b38_guesses_what_a_jsonl_file_really_is(write, content, guess):
     assert guess in refused(write(content)).hint
 
 
+@pytest.mark.row("B38")
 def test_b38_guesses_json_lines_named_json(write):
     path = write('{"text": "a"}\n{"text": "b"}\n', "rows.json")
     assert "rename it to rows.jsonl" in refused(path).hint
 
 
+@pytest.mark.row("B38")
 @pytest.mark.parametrize(
     ("line", "what"), [("3", "a number"), ('"x"', "a string"), ("[1]", "a list"), ("null", "null")]
 )
@@ -202,11 +213,13 @@ def test_b38_refuses_rows_that_are_not_objects(write, line, what):
     assert f"this is {what}" in str(refused(write(f'[{{"text": "a"}}, {line}]', "rows.json")))
 
 
+@pytest.mark.row("B38")
 def test_b38_refuses_json_that_holds_no_array(write):
     error = refused(write('{"rows": [{"text": "a"}]}', "rows.json"))
     assert "no array under `data` or `train`; its keys are rows" in str(error)
 
 
+@pytest.mark.row("B42")
 @pytest.mark.parametrize(
     ("line", "why"),
     [
@@ -227,6 +240,7 @@ def test_b42_refuses_json_that_parsers_disagree_on(write, line, why, name):
     assert len(str(error)) < 400
 
 
+@pytest.mark.row("B42")
 def test_b42_refuses_a_line_beyond_16_mib_without_reading_it_whole(tmp_path):
     path = tmp_path / "rows.jsonl"
     with path.open("wb") as file:
@@ -239,6 +253,7 @@ def test_b42_refuses_a_line_beyond_16_mib_without_reading_it_whole(tmp_path):
 # -- B39, B40, B44: rows
 
 
+@pytest.mark.row("B39")
 def test_b39_counts_kinds_and_names_the_first_that_differs(write):
     rows = [{"text": "a"}, {"text": "b"}, {"prompt": "a", "completion": "b"}]
     path = write("\n".join(map(json.dumps, rows)))
@@ -247,12 +262,14 @@ def test_b39_counts_kinds_and_names_the_first_that_differs(write):
     assert f"is {path}:3" in str(error)
 
 
+@pytest.mark.row("B39")
 def test_b39_names_the_fields_of_a_row_of_no_known_kind(write):
     error = refused(write('{"question": "a", "answer": "b"}'))
     assert "its fields: question, answer" in str(error)
     assert "--prompt-template" in error.hint
 
 
+@pytest.mark.row("B40")
 @pytest.mark.parametrize(
     ("value", "what"),
     [("null", "null"), ("3", "a number"), ("[]", "a list"), ("true", "true or false")],
@@ -262,6 +279,7 @@ def test_b40_refuses_text_that_is_not_text(write, value, what):
     assert f"{path}:1: 'completion' must be text, not {what}" in str(refused(path))
 
 
+@pytest.mark.row("B40")
 def test_b40_counts_blank_rows_and_refuses_when_all_are(write):
     found = read(write('{"text": "a"}\n{"text": ""}\n{"text": "  "}\n'))
     assert (len(found.records), found.num_empty) == (1, 2)
@@ -271,6 +289,7 @@ def test_b40_counts_blank_rows_and_refuses_when_all_are(write):
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
 
 
+@pytest.mark.row("B44")
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
@@ -301,11 +320,13 @@ def test_refuses_a_row_without_its_label_when_the_field_is_named(write):
 # -- B41: characters
 
 
+@pytest.mark.row("B41")
 def test_b41_takes_a_byte_order_mark_and_keeps_line_separators(write):
     found = read(write(b'\xef\xbb\xbf{"text": "a\xe2\x80\xa8b"}\n'))
     assert found.records[0].completion == "a\u2028b"
 
 
+@pytest.mark.row("B41")
 def test_b41_names_offset_and_line_of_a_byte_that_is_not_utf8(write):
     content = b'{"text": "a"}\n{"text": "caf\xe9"}\n'
     path = write(content)
@@ -316,12 +337,14 @@ def test_b41_names_offset_and_line_of_a_byte_that_is_not_utf8(write):
     assert f"{csv_path}:2: not UTF-8: byte 0xe9 at offset 8" in str(refused(csv_path))
 
 
+@pytest.mark.row("B41")
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
 def test_b41_refuses_utf16(write, encoding):
     error = refused(write('{"text": "a"}\n'.encode(encoding)))
     assert "UTF-16" in str(error) or "not JSON" in str(error)
 
 
+@pytest.mark.row("B41")
 @pytest.mark.parametrize(
     ("line", "why"),
     [
@@ -334,12 +357,14 @@ def test_b41_refuses_characters_that_tokenizers_cannot_read(write, line, why):
     assert f"{path}:1: 'text' holds {why}" in str(refused(path))
 
 
+@pytest.mark.row("B41")
 def test_b41_refuses_surrogates_and_nul_in_messages_and_labels(write):
     turns = [USER, {"role": "assistant", "content": "\ud800"}]
     assert "surrogate" in str(refused(write(json.dumps({"messages": turns}))))
     assert "NUL" in str(refused(write(json.dumps({"text": "a", "label": "\0"}))))
 
 
+@pytest.mark.row("B51")
 def test_b51_escapes_control_sequences_in_messages(write):
     error = refused(write('{"\x9b2Jx": 1, "\u202e": "\\u001b[2J"}\n'))
     assert not {"\x9b", "\x1b", "\u202e"} & set(f"{error}{error.hint}")
@@ -369,6 +394,7 @@ def test_refuses_bad_csv_with_its_line(write, content, why):
 # -- hub
 
 
+@pytest.mark.row("B58")
 def test_b58_offline_hub_data_is_refused_at_once_with_the_next_command(monkeypatch, tmp_path):
     import huggingface_hub.constants
 

@@ -55,6 +55,7 @@ def test_shards_count_like_one_file(own_model, tiny_model):
     assert (parts.num_parameters, parts.num_bytes) == (whole.num_parameters, whole.num_bytes)
 
 
+@pytest.mark.row("B52")
 def test_b52_a_missing_folder_suggests_its_neighbour(own_model):
     folder = own_model()
     text, hint = refusal(folder.parent / "own-modle")
@@ -62,6 +63,7 @@ def test_b52_a_missing_folder_suggests_its_neighbour(own_model):
     assert hint == f"did you mean {folder}?"
 
 
+@pytest.mark.row("B52")
 def test_b52_a_file_is_not_a_folder(own_model):
     folder = own_model()
     text, hint = refusal(folder / "model.safetensors")
@@ -69,6 +71,7 @@ def test_b52_a_file_is_not_a_folder(own_model):
     assert hint == f"name the folder: --model {folder}"
 
 
+@pytest.mark.row("B52")
 def test_b52_a_folder_without_config_lists_what_it_has(own_model):
     folder = own_model()
     (folder / "config.json").unlink()
@@ -76,6 +79,7 @@ def test_b52_a_folder_without_config_lists_what_it_has(own_model):
     assert "has no config.json (found: generation_config.json, model.safetensors" in text
 
 
+@pytest.mark.row("B52")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -97,12 +101,14 @@ def test_b52_a_config_of_something_else_is_named(own_model, content, message):
     assert "\x1b" not in text
 
 
+@pytest.mark.row("B52")
 def test_b52_a_config_that_is_not_utf8_is_named(own_model):
     folder = own_model()
     (folder / "config.json").write_bytes(b'{"model_type": "\xff"}')
     assert "config.json: is not JSON" in refusal(folder)[0]
 
 
+@pytest.mark.row("B53")
 def test_b53_pickle_weights_are_never_opened(own_model):
     folder = own_model()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -111,12 +117,48 @@ def test_b53_pickle_weights_are_never_opened(own_model):
     assert "safetensors only" in hint
 
 
+@pytest.mark.row("B53")
 def test_b53_a_folder_without_weights_says_so(own_model):
     folder = own_model()
     (folder / "model.safetensors").unlink()
     assert "has no model.safetensors" in refusal(folder)[0]
 
 
+def safetensors(**tensors):
+    """Return a safetensors file of one byte of data with a header of one's own."""
+    header = json.dumps({name: dict(spec) for name, spec in tensors.items()}).encode()
+    return len(header).to_bytes(8, "little") + header + b"\x01"
+
+
+@pytest.mark.row("B54", "B65")
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"dtype": "U9", "shape": [1], "data_offsets": [0, 1]}, "a has the unknown type U9"),
+        ({"dtype": "U8", "shape": [2], "data_offsets": [0, 1]}, "a does not lie where its header"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [0, 1]}, "a does not lie where its"),
+        ({"dtype": "U8", "shape": [-1], "data_offsets": [0, 1]}, "a does not lie where its"),
+        ({"dtype": "U8", "shape": [], "data_offsets": [1, 1]}, "a does not lie where its header"),
+        ({"dtype": "U8", "shape": [1], "data_offsets": [0]}, "has a damaged safetensors header"),
+        ({"dtype": "U8", "shape": "x", "data_offsets": [0, 1]}, "has a damaged safetensors"),
+    ],
+    ids=str,
+)
+def test_b54_a_header_that_lies_about_its_tensors_is_refused(own_model, spec, message):
+    folder = own_model()
+    (folder / "model.safetensors").write_bytes(safetensors(a=spec))
+    assert message in refusal(folder)[0]
+
+
+@pytest.mark.row("B54")
+def test_b54_tensors_that_overlap_or_leave_a_hole_are_refused(own_model):
+    folder = own_model()
+    whole = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+    (folder / "model.safetensors").write_bytes(safetensors(a=whole, b=whole))
+    assert "does not lie where its header says" in refusal(folder)[0]
+
+
+@pytest.mark.row("B54")
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
@@ -137,6 +179,7 @@ def test_b54_a_file_of_another_kind_is_recognized(own_model, content, cause):
     assert hint == "download this file again"
 
 
+@pytest.mark.row("B54")
 @pytest.mark.parametrize("missing_bytes", [1, 1000])
 def test_b54_a_file_that_was_cut_off_names_both_lengths(own_model, missing_bytes):
     path = own_model() / "model.safetensors"
@@ -148,6 +191,7 @@ def test_b54_a_file_that_was_cut_off_names_both_lengths(own_model, missing_bytes
     assert hint == "the file was cut off: download it again"
 
 
+@pytest.mark.row("B54")
 @pytest.mark.parametrize(
     "header",
     [b"{}}", b'{"a": 1}', b'{"a": {"data_offsets": "x"}}', b"[1, 2]  ", b"[" * 50_000],
@@ -158,6 +202,7 @@ def test_b54_a_damaged_header_is_named(own_model, header):
     assert "has a damaged safetensors header" in refusal(path.parent)[0]
 
 
+@pytest.mark.row("B54")
 @pytest.mark.parametrize(
     "spec",
     [
@@ -176,6 +221,7 @@ def test_b54_a_header_with_odd_entries_is_named(own_model, spec):
     assert "has a damaged safetensors header" in refusal(path.parent)[0]
 
 
+@pytest.mark.row("B54")
 def test_b54_a_missing_shard_is_named(own_model):
     folder = own_model()
     shard(folder)
@@ -185,6 +231,7 @@ def test_b54_a_missing_shard_is_named(own_model):
     assert "download the model again" in hint
 
 
+@pytest.mark.row("B54")
 @pytest.mark.parametrize(
     "name", ["../model.safetensors", "/etc/passwd", "sub/a.safetensors", "./a"]
 )
@@ -197,6 +244,7 @@ def test_b54_an_index_may_name_plain_files_only(own_model, name):
     assert f"names {name!r}, which is not a plain file name" in refusal(folder)[0]
 
 
+@pytest.mark.row("B54")
 @pytest.mark.parametrize(
     "content",
     [
@@ -214,6 +262,7 @@ def test_b54_a_damaged_index_is_named(own_model, content):
     assert "model.safetensors.index.json" in refusal(folder)[0]
 
 
+@pytest.mark.row("B54")
 def test_b54_weights_of_another_model_are_refused(own_model, tiny_model, tmp_path, run_lorafit,
                                                   train_arguments):  # fmt: skip
     folder = own_model()
@@ -225,6 +274,7 @@ def test_b54_weights_of_another_model_are_refused(own_model, tiny_model, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.row("B54")
 def test_b54_weights_of_another_shape_are_refused(own_model, tmp_path, run_lorafit,
                                                   train_arguments):  # fmt: skip
     folder = own_model()
@@ -235,6 +285,7 @@ def test_b54_weights_of_another_shape_are_refused(own_model, tmp_path, run_loraf
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.row("B55")
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -242,7 +293,14 @@ def test_b54_weights_of_another_shape_are_refused(own_model, tmp_path, run_loraf
         ({"_attn_implementation_internal": "someone/kernel"}, "_attn_implementation_internal"),
         ({"trust_remote_code": True}, "trust_remote_code"),
         ({"attn_implementation": "someone/kernel"}, "attn_implementation=someone/kernel"),
-        ({"_attn_implementation": "someone/kernel"}, "attn_implementation=someone/kernel"),
+        ({"_attn_implementation": "someone/kernel"}, "_attn_implementation=someone/kernel"),
+        ({"attn_implementation": {"text": "a/b"}}, "attn_implementation=a/b"),
+        ({"text_config": {"auto_map": {"AutoConfig": "mine.C"}}}, "auto_map"),
+        ({"a": {"b": {"_attn_implementation": "a/b"}}}, "_attn_implementation=a/b"),
+        (
+            {"attn_implementation": "sdpa", "_attn_implementation": "a/b"},
+            "_attn_implementation=a/b",
+        ),
     ],
 )
 def test_b55_a_model_that_asks_to_run_code_is_refused(own_model, changes, named):
@@ -255,6 +313,7 @@ def test_b55_a_model_that_asks_to_run_code_is_refused(own_model, changes, named)
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.row("B56")
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -275,6 +334,41 @@ def test_b56_sizes_are_bounded_before_anything_is_built(own_model, key, value):
     assert f"config.json: {key} is {value!r}; it must be a whole number of 1 to" in text
 
 
+@pytest.mark.row("B56")
+def test_b56_key_value_heads_divide_the_heads(own_model):
+    folder = own_model()
+    change_config(folder, num_key_value_heads=3)
+    assert "num_key_value_heads is 3, which does not divide the 4" in refusal(folder)[0]
+
+
+@pytest.mark.row("B56")
+@pytest.mark.parametrize("key", ["attention_dropout", "resid_pdrop", "embd_pdrop"])
+@pytest.mark.parametrize("value", [-1, 1, 1.5, "0.1", None, True])
+def test_b56_shares_are_bounded_too(own_model, key, value):
+    folder = own_model()
+    change_config(folder, **{key: value})
+    text, _ = refusal(folder)
+    assert f"config.json: {key} is {value!r}; it must be a number from 0 to below 1" in text
+
+
+@pytest.mark.row("B56")
+@pytest.mark.parametrize(
+    "changes",
+    [{"text_config": {}}, {"text_config": 7}, {"hidden_act": "nothing"}, {"pad_token_id": 10**9},
+     {"hidden_size": 1}, {"rope_parameters": 3}, {"layer_norm_eps": "x"}],
+    ids=str,
+)  # fmt: skip
+def test_b56_a_configuration_that_builds_no_model_is_no_bug(
+    own_model, tmp_path, run_lorafit, train_arguments, changes
+):
+    folder = own_model()
+    change_config(folder, **changes)
+    outcome = run_lorafit(*train_arguments(tmp_path / "run", "--dry-run", model=folder))
+    assert outcome.code == ExitCode.BAD_INPUT, outcome.err
+    assert "config.json: " in outcome.err
+
+
+@pytest.mark.row("B56")
 def test_b56_a_tokenizer_larger_than_the_embedding_is_refused(own_model):
     from lorafit.model.tokenizer import tokenizer_of
 
@@ -284,6 +378,7 @@ def test_b56_a_tokenizer_larger_than_the_embedding_is_refused(own_model):
         tokenizer_of(locate_model(str(folder)))
 
 
+@pytest.mark.row("B56")
 def test_b56_an_embedding_larger_than_the_tokenizer_is_fine(tiny_model):
     from lorafit.model.tokenizer import tokenizer_of
 
@@ -291,6 +386,7 @@ def test_b56_an_embedding_larger_than_the_tokenizer_is_fine(tiny_model):
     assert len(tokenizer_of(source)) < source.config["vocab_size"]
 
 
+@pytest.mark.row("B57")
 def test_b57_a_missing_tokenizer_says_what_was_looked_for(own_model, tmp_path, run_lorafit,
                                                           train_arguments):  # fmt: skip
     folder = own_model()
@@ -302,6 +398,7 @@ def test_b57_a_missing_tokenizer_says_what_was_looked_for(own_model, tmp_path, r
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.row("B57")
 @pytest.mark.parametrize("content", ["{}", "not json", '{"model": {"type": "BPE"}}'])
 def test_b57_a_damaged_tokenizer_is_named(own_model, content):
     from lorafit.model.tokenizer import tokenizer_of
@@ -312,6 +409,7 @@ def test_b57_a_damaged_tokenizer_is_named(own_model, content):
         tokenizer_of(locate_model(str(folder)))
 
 
+@pytest.mark.row("B57")
 def test_b57_padding_is_end_of_text_only_where_there_is_nothing_else(tiny_model):
     from lorafit.model.tokenizer import choose_pad_token, tokenizer_of
 
@@ -324,6 +422,7 @@ def test_b57_padding_is_end_of_text_only_where_there_is_nothing_else(tiny_model)
     assert own == (tokenizer.pad_token_id, "the tokenizer's own pad token")
 
 
+@pytest.mark.row("B57")
 def test_b57_a_tokenizer_that_asks_to_run_code_is_not_obeyed(own_model):
     from lorafit.model.tokenizer import tokenizer_of
 
@@ -338,6 +437,7 @@ def test_b57_a_tokenizer_that_asks_to_run_code_is_not_obeyed(own_model):
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.row("B58")
 def test_b58_a_hub_id_while_offline_names_the_next_command_within_seconds(
     tmp_path, run_lorafit, train_arguments, monkeypatch
 ):
@@ -352,6 +452,7 @@ def test_b58_a_hub_id_while_offline_names_the_next_command_within_seconds(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.row("B58")
 def test_b58_a_hub_that_refuses_the_connection_is_reported_within_seconds(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
@@ -364,6 +465,7 @@ def test_b58_a_hub_that_refuses_the_connection_is_reported_within_seconds(monkey
     assert "hf download someone/not-here" in hint
 
 
+@pytest.mark.row("B59")
 @pytest.mark.parametrize(
     ("quantized", "method"),
     [({"quant_method": "gptq"}, "gptq"), ({"bits": 4}, "unknown"), ("awq", "?"), ([1], "?")],
@@ -376,6 +478,7 @@ def test_b59_a_quantized_base_is_explained(own_model, quantized, method):
     assert "--quantization nf4" in hint
 
 
+@pytest.mark.row("B59")
 def test_b59_an_adapter_is_not_a_base(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     text, hint = refusal(tmp_path)
@@ -383,6 +486,7 @@ def test_b59_an_adapter_is_not_a_base(tmp_path):
     assert "--adapter" in hint
 
 
+@pytest.mark.row("B33")
 def test_b33_rows_longer_than_the_model_reads_are_refused(tmp_path, run_lorafit, train_arguments):
     outcome = run_lorafit(*train_arguments(tmp_path / "run", max_length=257))
     assert outcome.code == ExitCode.BAD_INPUT

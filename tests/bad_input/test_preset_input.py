@@ -41,6 +41,7 @@ def test_the_preset_that_the_others_break_is_good(tmp_path):
     assert load_preset_file(path, "mine").settings == {"lora_r": 16}
 
 
+@pytest.mark.row("B2")
 @pytest.mark.parametrize(
     ("name", "nearest"), [("nope", None), ("balancd", "balanced"), ("quicktest", "quick-test")]
 )
@@ -53,6 +54,7 @@ def test_b2_an_unknown_preset_lists_them_with_the_nearest(name, nearest):
     assert nearest is None or caught.value.hint.startswith(f"did you mean {nearest}?")
 
 
+@pytest.mark.row("B2")
 def test_b2_a_wrong_base_in_a_file_names_its_line(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("seed: 1\npreset: balancd\n")
@@ -62,11 +64,13 @@ def test_b2_a_wrong_base_in_a_file_names_its_line(tmp_path):
     assert caught.value.exit_code == ExitCode.BAD_INPUT
 
 
+@pytest.mark.row("B3")
 def test_b3_an_empty_preset_is_refused():
     with pytest.raises(UsageError, match="the preset's name is empty"):
         load_preset("")
 
 
+@pytest.mark.row("B4")
 @pytest.mark.parametrize(
     "name",
     [
@@ -93,6 +97,7 @@ def test_b4_a_preset_is_a_name_and_never_a_path(name):
     assert len(str(caught.value)) < 250
 
 
+@pytest.mark.row("B23")
 @pytest.mark.parametrize(
     ("old", "key", "example"),
     [
@@ -108,6 +113,7 @@ def test_b23_a_missing_key_is_shown_with_an_example(tmp_path, old, key, example)
     assert example in (error.hint or "")
 
 
+@pytest.mark.row("B23")
 def test_b23_a_preset_needs_a_complete_default_row(tmp_path):
     error = preset_error(tmp_path, "  default:\n", "  h100:\n")
     assert "there is no `default:` row" in str(error)
@@ -115,6 +121,7 @@ def test_b23_a_preset_needs_a_complete_default_row(tmp_path):
     assert "presets/mine.yaml:9: hardware.default: the default row has no max_length" in str(error)
 
 
+@pytest.mark.row("B34")
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -136,6 +143,7 @@ def test_b34_presets_hold_no_code_secrets_or_paths(tmp_path, line, message, plac
     assert "hf_abcdef" not in str(error)
 
 
+@pytest.mark.row("B35")
 def test_b35_a_preset_of_a_newer_lorafit_says_what_it_needs(tmp_path):
     error = preset_error(tmp_path, "schema_version: 1", "schema_version: 99")
     assert "presets/mine.yaml:1: schema_version: this preset has schema 99" in str(error)
@@ -143,6 +151,7 @@ def test_b35_a_preset_of_a_newer_lorafit_says_what_it_needs(tmp_path):
     assert error.hint == "pip install --upgrade lorafit"
 
 
+@pytest.mark.row("B35")
 @pytest.mark.parametrize("value", ["true", "'1'", "1.0", "0", "[1]", "null"])
 def test_b35_a_schema_version_is_the_number(tmp_path, value):
     error = preset_error(tmp_path, "schema_version: 1", f"schema_version: {value}")

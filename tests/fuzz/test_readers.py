@@ -1,0 +1,68 @@
+"""Property tests: whatever a file or a command line says, the answer is a result or a reason."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fuzz.targets import SEEDS, TARGETS
+
+QUICK = settings(
+    max_examples=40,
+    deadline=timedelta(seconds=30),  # a hang, not a busy machine
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+LONG = settings(QUICK, max_examples=2000, derandomize=False)
+
+FRAGMENTS = st.sampled_from(
+    [b"\0", b"\n", b"\r\n", b'"', b"'", b"{", b"}", b"[", b"]", b":", b",", b"-", b"&a", b"*a",
+     b"!!python/name:os", b"<<", b"NaN", b"1e999", b"-1", b"9" * 400, b"\xff", b"\xef\xbb\xbf",
+     b"\\ud800", b"\\u0000", b"\x1b[2J", b"null", b"true", b"../", b"[" * 200, b"{\"a\":" * 200,
+     b"files", b"step", b"text", b"messages", b"lora_r", b"preset", b"--", b"--json", b"--help",
+     b"\xe2\x80\xa8", b"#", b"%YAML 9.9", b"\t", b"0x", b"=", b"://u:p@", b"/dev/zero"]
+)  # fmt: skip
+
+
+@st.composite
+def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
+    """Draw a sound input with up to four pieces of it cut out, replaced or added."""
+    data = draw(st.sampled_from(seeds))
+    for _ in range(draw(st.integers(0, 4))):
+        start = draw(st.integers(0, len(data)))
+        end = draw(st.integers(start, min(len(data), start + 12)))
+        piece = draw(st.one_of(st.just(b""), FRAGMENTS, st.binary(max_size=6)))
+        data = data[:start] + piece + data[end:]
+    return data
+
+
+def anything(name: str) -> st.SearchStrategy[bytes]:
+    """Return inputs of a target: damaged ones mostly, and some that are no such thing at all."""
+    return st.one_of(damaged(SEEDS[name]), damaged(SEEDS[name]), st.binary(max_size=200))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_any_bytes_are_read_or_refused_with_a_reason(name, quiet_libraries):
+    QUICK(given(anything(name))(TARGETS[name]))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_great_many_bytes_are_read_or_refused_with_a_reason(name, quiet_libraries):
+    LONG(given(anything(name))(TARGETS[name]))()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_sound_inputs_are_read(name, quiet_libraries):
+    for data in SEEDS[name]:
+        TARGETS[name](data)
+
+
+def test_a_finding_is_found(monkeypatch):
+    """A reader that fails in its own way is noticed by the very property above."""
+    from lorafit.data import records
+
+    monkeypatch.setattr(records, "collect_records", lambda *_: {}["missing"])
+    with pytest.raises(KeyError):
+        TARGETS["rows_csv"](SEEDS["rows_csv"][0])
