@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo setup test lint type clean
+.PHONY: demo setup test faults lint type docs clean
 
 demo: $(READY)  ## See it work: tiny model, bundled data, CPU, offline
 	$(BIN)/lorafit demo --output-dir outputs/demo
@@ -21,12 +21,20 @@ $(READY): pyproject.toml constraints.txt
 test: $(READY)  ## The default tests: CPU, offline, deterministic
 	$(BIN)/python -m pytest
 
+faults: $(READY)  ## Both reliability matrices: every row that this machine can show, and its table
+	$(BIN)/python -m pytest tests -m row --matrix-json build/matrix.json; \
+	    code=$$?; $(BIN)/python docs/make_reliability_tables.py build/matrix.json && exit $$code
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 type: $(READY)
 	$(BIN)/mypy
+
+docs: $(READY)  ## The documentation site, in build/site; every warning is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from tiny import Outcome, build_model, colour_rows, write_jsonl
 
+pytest_plugins = ["matrix"]
+
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
@@ -131,6 +133,7 @@ def train_arguments(tiny_model: Callable[..., Path], tiny_data: Path) -> Callabl
         "warmup_steps": 1,
         "gradient_checkpointing": False,
         "torch_compile": False,
+        "sample_prompts": 0,
     }
 
     def make(output_dir: Path, *more: object, **changes: Any) -> list[str]:

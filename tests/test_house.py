@@ -19,7 +19,7 @@ LAYERS = (
     {"config", "hardware"},
     {"model", "data"},
     {"memory"},
-    {"evaluation", "training", "report", "doctor", "demo"},
+    {"evaluation", "training", "report", "doctor", "demo", "export"},
     {"cli", "__main__"},
 )
 HEAVY = {"torch", "transformers", "peft", "datasets", "pyarrow", "bitsandbytes", "accelerate"}

@@ -55,6 +55,7 @@ def _config(architecture: str, options: dict[str, Any]) -> Any:
         "mistral": transformers.MistralConfig,
         "gemma3": transformers.Gemma3TextConfig,
         "qwen2": transformers.Qwen2Config,
+        "qwen3": transformers.Qwen3Config,
     }
     shape = dict(_SHAPE, vocab_size=320)
     if architecture == "phi":

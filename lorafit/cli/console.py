@@ -3,7 +3,9 @@
 Nothing else in lorafit prints.
 """
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +14,33 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from lorafit.errors import LorafitError
-from lorafit.text import escape_control
+from lorafit.text import escape_control, hide_secrets
 
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False)
+
+class _Stream(Console):
+    """A console whose reader may leave; what follows goes nowhere, and the other stream lives."""
+
+    def on_broken_pipe(self) -> None:
+        """End the command, as rich does, but leave the other stream alone."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+        raise SystemExit(1)
+
+
+_out = _Stream(highlight=False, soft_wrap=True)
+_err = _Stream(stderr=True, highlight=False)
+
+
+def silence() -> None:
+    """Say nothing more: another process speaks for this one."""
+    _out.quiet = _err.quiet = True
+
+
+def speak() -> None:
+    """Speak again after `silence`."""
+    _out.quiet = _err.quiet = False
 
 
 def prepare_streams() -> None:
@@ -38,6 +63,17 @@ def stderr_console() -> Console:
 def out(renderable: RenderableType) -> None:
     """Print data to stdout; plain strings are printed as they are, without markup."""
     _out.print(Text(renderable) if isinstance(renderable, str) else renderable)
+
+
+def write(text: str) -> None:
+    """Write a piece of text to stdout at once, as it is."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def prompt(text: str) -> None:
+    """Ask a person for a line: on stderr, so that answers alone are data."""
+    _err.print(Text(text), end="")
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -63,13 +99,14 @@ def warn(text: str) -> None:
 
 
 def error(failure: LorafitError) -> None:
-    """Print an error and its hint to stderr."""
-    _err.print(_labelled("error", str(failure), "bold red"), soft_wrap=True)
-    if failure.hint:
-        _err.print(_labelled("hint", failure.hint, "cyan"), soft_wrap=True)
+    """Print an error and its hint to stderr; the exit code alone tells it if that is gone."""
+    with contextlib.suppress(OSError, SystemExit):
+        _err.print(_labelled("error", str(failure), "bold red"), soft_wrap=True)
+        if failure.hint:
+            _err.print(_labelled("hint", failure.hint, "cyan"), soft_wrap=True)
 
 
 def _labelled(label: str, text: str, style: str) -> Text:
     # Lines are kept, everything else that could steer a terminal is escaped.
-    lines = [escape_control(line) for line in text.split("\n")]
+    lines = [escape_control(line) for line in hide_secrets(text).split("\n")]
     return Text.assemble((f"{label}: ", style), ("\n" + " " * (len(label) + 2)).join(lines))

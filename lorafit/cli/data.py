@@ -57,7 +57,10 @@ def inspect(
     train_on_prompt: Annotated[bool, typer.Option(help="Learn the prompt too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Show kind, counts, token lengths and label balance of a data file."""
+    """Show kind, counts, token lengths and label balance of a data file.
+
+    Example: lorafit data inspect my.jsonl
+    """
     from lorafit.data.inspection import inspect_data, masked_tokens
 
     chosen = {

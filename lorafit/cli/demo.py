@@ -31,6 +31,8 @@ def command(
     `lorafit train`, and answers held-out problems before and after.
 
     Needs no network and no GPU.
+
+    Example: lorafit demo --output-dir outputs/demo
     """
     if not output_dir:
         raise UsageError("--output-dir is empty", hint="--output-dir outputs/demo")

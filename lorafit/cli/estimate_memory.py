@@ -160,13 +160,13 @@ def _watched(what: str) -> AbstractContextManager[object]:
 
 
 def _draw(question: "Question", estimate: "Estimate", file: Path) -> None:
+    from lorafit.cli.estimate_question import prepare_tracing
     from lorafit.memory.allocator import CachingAllocator
     from lorafit.memory.estimate import trace_run
     from lorafit.memory.timeline import build_timeline
     from lorafit.memory.timeline_chart import write_chart
-    from lorafit.model.libraries import prepare_libraries
 
-    prepare_libraries()
+    prepare_tracing()
     trace = trace_run(
         question.settings,
         dict(question.config),

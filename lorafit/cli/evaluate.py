@@ -31,7 +31,7 @@ def command(
         int, typer.Option(help="Tokens an answer may take.", min=1, max=4096)
     ] = 128,
     answers: Annotated[
-        Path | None, typer.Option(help="Write every answer to this JSONL file.", metavar="FILE")
+        str | None, typer.Option(help="Write every answer to this JSONL file.", metavar="FILE")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -42,6 +42,7 @@ def command(
 
     Example: lorafit evaluate --adapter outputs/run/adapter --data test.jsonl
     """
+    answer_file = _answer_file(answers)
     resolved, device, folder = resolve_inference(choices, adapter)
     settings = resolved.settings
     if settings.data is None:
@@ -75,8 +76,8 @@ def command(
             max_new_tokens=max_new_tokens,
             progress=show,
         )
-    if answers is not None:
-        _write_answers(answers, outcome)
+    if answer_file is not None:
+        _write_answers(answer_file, outcome)
     if as_json:
         console.print_json(_document(outcome, settings.model, folder, settings.data))
         return
@@ -86,15 +87,16 @@ def command(
         f"({loss.num_targets:,} tokens of {loss.num_rows:,} rows)"
     )
     if outcome.classification is not None:
-        _show_classification(outcome.classification)
+        _show_classification(outcome, outcome.classification)
     else:
         console.say("rows have no label, so there is no accuracy (see --label-field)")
 
 
-def _show_classification(report: "ClassificationReport") -> None:
+def _show_classification(outcome: "Evaluation", report: "ClassificationReport") -> None:
     console.out(
         f"accuracy {report.accuracy:.1%}  macro-F1 {report.macro_f1:.3f}  "
-        f"answers with a label {report.answered:.1%}"
+        f"answers with a label {report.answered:.1%}, ending in one {outcome.ends_in_label:.1%}, "
+        f"without reasoning {outcome.bare_labels:.1%}"
     )
     columns = sorted({guess for row in report.confusion.values() for guess in row})
     rows = [
@@ -124,10 +126,32 @@ def _document(
             "accuracy": report.accuracy,
             "macro_f1": report.macro_f1,
             "answered": report.answered,
+            "ends_in_label": outcome.ends_in_label,
+            "bare_labels": outcome.bare_labels,
             "f1_by_label": report.f1_by_label,
             "confusion": report.confusion,
         }
     return document
+
+
+def _answer_file(name: str | None) -> Path | None:
+    """Return where the answers go, if anywhere; refused now rather than after the evaluation."""
+    from lorafit.errors import StorageError
+
+    if name is None:
+        return None
+    if not name.strip():
+        raise UsageError("--answers is empty", hint="--answers answers.jsonl, or leave it out")
+    path = Path(name)
+    if path.is_dir():
+        raise StorageError("this is a folder, not a file", where=name)
+    if not path.absolute().parent.is_dir():
+        raise StorageError(
+            f"there is no folder {excerpt(str(path.absolute().parent))}",
+            where=name,
+            hint="make the folder first, or name a file elsewhere",
+        )
+    return path
 
 
 def _write_answers(path: Path, outcome: "Evaluation") -> None:

@@ -1,6 +1,8 @@
 """`lorafit generate`: a prompt or a file of prompts in, text out."""
 
 import json
+import re
+import stat
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +13,12 @@ from lorafit.cli import console
 from lorafit.cli.inference import resolve_inference
 from lorafit.cli.settings_flags import RunChoices, with_settings
 from lorafit.errors import InputError, UsageError
-from lorafit.text import excerpt
+from lorafit.text import escape_control, excerpt, is_unicode
+from lorafit.units import MIB, format_bytes
 
 SCHEMA_VERSION = 1
+_MAX_PROMPT_BYTES = 16 * MIB
+_PARTS = re.compile(r"([\n\t])")
 
 
 @with_settings
@@ -52,9 +57,7 @@ def command(
 
     Example: lorafit generate --adapter outputs/run/adapter --prompt "Why is the sky blue?"
     """
-    prompts = [*(prompt or []), *(_read_prompts(prompt_file) if prompt_file else [])]
-    if not any(text.strip() for text in prompts):
-        raise UsageError("no prompt was given", hint='add --prompt "..." or --prompt-file FILE')
+    prompts = _collect_prompts(prompt or [], prompt_file)
     resolved, device, folder = resolve_inference(choices, adapter)
     from lorafit.data.templates import render_prompt
     from lorafit.evaluation.generation import Sampling, generate_texts
@@ -76,14 +79,29 @@ def command(
         console.print_json({"schema_version": SCHEMA_VERSION, "results": rows})
         return
     for text in texts:
-        console.out(text)
+        console.out(_shown(text))
+
+
+def _shown(text: str) -> str:
+    """Return a text as it is for programs; for a terminal, without what would steer it."""
+    if not sys.stdout.isatty():
+        return text
+    # Line ends and tabs are text.
+    return "".join(part if part in "\n\t" else escape_control(part) for part in _PARTS.split(text))
+
+
+def _collect_prompts(texts: list[str], file: str | None) -> list[str]:
+    """Return the prompts of the command line and of the file, all of them text."""
+    if file is not None and not file.strip():
+        raise UsageError("--prompt-file is empty", hint="--prompt-file FILE, or - for stdin")
+    prompts = [*texts, *(_read_prompts(file) if file else [])]
+    if not any(text.strip() for text in prompts):
+        raise UsageError("no prompt was given", hint='add --prompt "..." or --prompt-file FILE')
+    return prompts
 
 
 def _read_prompts(name: str) -> list[str]:
-    try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise InputError(f"cannot be read: {excerpt(str(problem))}", where=name) from None
+    text = _read_text(name)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not name.endswith((".jsonl", ".json")):
         return [line for _, line in lines]
@@ -93,7 +111,33 @@ def _read_prompts(name: str) -> list[str]:
             value = json.loads(line)["prompt"]
         except (ValueError, KeyError, TypeError, RecursionError):
             value = None
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not is_unicode(value):
             raise InputError("has no `prompt` text", where=f"{name}:{number}")
         prompts.append(value)
     return prompts
+
+
+def _read_text(name: str) -> str:
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+        elif not stat.S_ISREG(Path(name).stat().st_mode):
+            raise InputError(
+                "is not a regular file", where=name, hint="give a file of prompts, or - for stdin"
+            )
+        else:
+            with Path(name).open("rb") as stream:
+                data = stream.read(_MAX_PROMPT_BYTES + 1)
+    except (OSError, ValueError) as problem:  # a name with a NUL is a ValueError
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise InputError(f"cannot be read: {excerpt(reason)}", where=name) from None
+    if len(data) > _MAX_PROMPT_BYTES:
+        raise InputError(f"holds more than {format_bytes(_MAX_PROMPT_BYTES)}", where=name)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = data.count(b"\n", 0, problem.start) + 1
+        byte = data[problem.start]
+        raise InputError(
+            f"not UTF-8: byte 0x{byte:02x} at offset {problem.start}", where=f"{name}:{line}"
+        ) from None

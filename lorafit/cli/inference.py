@@ -42,7 +42,7 @@ def _recorded_layer(adapter: Path) -> "Layer | None":
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
         values = {name: settings[name]["value"] for name in _REMEMBERED if name in settings}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     given = {name: Given(value, str(path)) for name, value in values.items() if value is not None}
     return Layer(f"the run of {adapter}", "file", given)

@@ -27,9 +27,18 @@ COMMANDS = (
     Command(
         "estimate-memory", "estimate_memory", "Say what a run takes, before it starts.", "Work"
     ),
+    Command(
+        "schedule", "schedule", "Show the learning rate of a run, and what changes do.", "Work"
+    ),
     Command("train", "train", "Train a LoRA adapter from a preset.", "Work"),
     Command("evaluate", "evaluate", "Measure a model or adapter on labelled data.", "Work"),
     Command("generate", "generate", "Write text with a model or adapter.", "Work"),
+    Command("chat", "chat", "Talk to a model, with its adapter on or off.", "Work"),
+    Command("export", "export", "Merge an adapter, and take it to the hub or Ollama.", "Work"),
+    Command("report", "report", "Show a run, or compare several, as one HTML file.", "Look"),
+    Command("serve", "serve", "Watch a run in the browser while it goes on.", "Look"),
+    Command("tensorboard", "tensorboard", "Open the curves of runs in TensorBoard.", "Look"),
+    Command("checkpoints", "checkpoints", "List, verify, prune and compare checkpoints.", "Look"),
     Command("data", "data", "Look at training data before training on it.", "Look"),
     Command("presets", "presets", "List, show and compare presets.", "Look"),
     Command("config", "config", "Show where every setting comes from; validate a file.", "Look"),
@@ -38,7 +47,7 @@ COMMANDS = (
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 # Options that mean something when given more than once.
-REPEATABLE = frozenset({"--check", "--prompt"})
+REPEATABLE = frozenset({"--allow-mismatch", "--check", "--prompt"})
 
 EPILOG = "First time? `lorafit demo`, then `lorafit train --preset balanced --data FILE --dry-run`"
 
@@ -75,12 +84,20 @@ def _global_options(
 
 
 def _register(app: typer.Typer, entry: Command) -> None:
+    from lorafit.cli.help_text import help_of
+
     module = importlib.import_module(f"lorafit.cli.{entry.module}")
     if hasattr(module, "app"):
+        for command in module.app.registered_commands:
+            command.help = command.help or help_of(command.callback)
         app.add_typer(module.app, name=entry.name, help=entry.help, rich_help_panel=entry.panel)
     else:
         app.command(
-            entry.name, short_help=entry.help, rich_help_panel=entry.panel, no_args_is_help=False
+            entry.name,
+            help=help_of(module.command),
+            short_help=entry.help,
+            rich_help_panel=entry.panel,
+            no_args_is_help=False,
         )(module.command)
 
 
@@ -125,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     completing = "_LORAFIT_COMPLETE" in os.environ
     invoked = next((word for word in argv if not word.startswith("-")), "")
-    if not argv or completing or not invoked:
+    if not argv or completing:
         build_app(None if completing else "")(argv, prog_name="lorafit")
         return
     sys.exit(_run(argv, invoked))
@@ -133,11 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(argv: list[str], invoked: str) -> int:
     from lorafit.cli import console
+    from lorafit.cli.arguments import check_arguments
     from lorafit.errors import ExitCode, LorafitError, StorageError
 
     console.prepare_streams()
     try:
-        build_app(invoked)(normalize_arguments(argv), prog_name="lorafit")
+        check_arguments(argv)
+        build_app(invoked)(normalize_arguments(argv), prog_name="lorafit", obj=argv)
     except LorafitError as failure:
         console.error(failure)
         return int(failure.exit_code)
@@ -147,7 +166,13 @@ def _run(argv: list[str], invoked: str) -> int:
         # The reader of our output left (`| head`): rich and click end with 1, shells expect 141.
         if isinstance(ended.__context__, BrokenPipeError):
             return 141
+        if not ended.code:
+            _say_next(argv)
         raise
+    except BrokenPipeError:
+        # Python would flush once more at its end, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as problem:
         if problem.errno not in _FULL:
             return _report_bug(problem)
@@ -159,6 +184,14 @@ def _run(argv: list[str], invoked: str) -> int:
     return int(ExitCode.OK)
 
 
+def _say_next(argv: list[str]) -> None:
+    from lorafit.cli import console
+    from lorafit.cli.next_steps import next_step
+
+    if (step := next_step(argv)) is not None:
+        console.say(f"next: {step}")
+
+
 def _report_bug(bug: Exception) -> int:
     """Write the traceback to a file and tell the person where it lies."""
     import tempfile
@@ -166,12 +199,13 @@ def _report_bug(bug: Exception) -> int:
 
     from lorafit.cli import console
     from lorafit.errors import ExitCode, LorafitError
+    from lorafit.text import hide_secrets
 
     with tempfile.NamedTemporaryFile(
         "w", prefix="lorafit-crash-", suffix=".log", delete=False, encoding="utf-8"
     ) as log:
         log.write(f"lorafit {__version__}\n")
-        traceback.print_exception(bug, file=log)
+        log.write(hide_secrets("".join(traceback.format_exception(bug))))
     console.error(
         LorafitError(
             f"a bug in lorafit: {type(bug).__name__}: {bug}",
@@ -179,5 +213,5 @@ def _report_bug(bug: Exception) -> int:
         )
     )
     if os.environ.get("LORAFIT_TRACEBACK"):
-        traceback.print_exception(bug)
+        console.say(hide_secrets("".join(traceback.format_exception(bug))))
     return int(ExitCode.BUG)

@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from lorafit.cli.completion import (
+    Completer,
+    complete_hardware,
+    complete_overrides,
+    complete_presets,
+    setting_completer,
+)
 from lorafit.config.aliases import ALIASES
 from lorafit.config.schema import Settings, setting_group
 from lorafit.errors import UsageError
@@ -100,21 +107,36 @@ def _collect(arguments: dict[str, Any]) -> RunChoices:
 
 
 def _source_parameters() -> list[inspect.Parameter]:
-    def option(help_text: str, *names: str, metavar: str) -> Any:
-        return typer.Option(*names, help=help_text, metavar=metavar, rich_help_panel=PRESET_PANEL)
+    def option(
+        help_text: str, *names: str, metavar: str, completer: Completer | None = None
+    ) -> Any:
+        return typer.Option(
+            *names,
+            help=help_text,
+            metavar=metavar,
+            rich_help_panel=PRESET_PANEL,
+            autocompletion=completer,
+        )
 
     text = str | None
-    preset = option("Preset to start from; see `lorafit presets list`.", "--preset", metavar="NAME")
+    preset = option(
+        "Preset to start from; see `lorafit presets list`.",
+        "--preset",
+        metavar="NAME",
+        completer=complete_presets,
+    )
     config = option("YAML, JSON or TOML file with settings.", "--config", metavar="FILE")
     hardware = option(
         "Plan for a machine that is not here, such as a10g or m3-18gb.",
         "--hardware",
         metavar="NAME",
+        completer=complete_hardware,
     )
     overrides = typer.Argument(
         help="Settings as key=value, such as learning_rate=1e-4.",
         metavar="KEY=VALUE",
         show_default=False,
+        autocompletion=complete_overrides,
     )
     return [
         _parameter("overrides", list[str] | None, overrides),
@@ -143,6 +165,7 @@ def _flag_parameter(name: str) -> inspect.Parameter:
         metavar=None if is_switch else _metavar(field_info.annotation),
         rich_help_panel=setting_group(name),
         show_default=False,
+        autocompletion=None if is_switch else setting_completer(name),
     )
     return _parameter(name, bool | None if is_switch else str | None, info)
 

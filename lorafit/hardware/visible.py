@@ -1,9 +1,11 @@
 """`CUDA_VISIBLE_DEVICES`: which of the machine's GPUs a process may use, and in what order."""
 
+import os
 import re
 from collections.abc import Sequence
 
 from lorafit.errors import DeviceError
+from lorafit.hardware.info import DeviceInfo
 from lorafit.text import excerpt
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -35,6 +37,27 @@ def visible_indexes(value: str | None, uuids: Sequence[Sequence[str]]) -> list[i
     if len(set(chosen)) < len(chosen) and "MIG-" not in value:
         raise _unusable(value, "names a GPU twice, after which CUDA shows none")
     return chosen
+
+
+def show_only(device: DeviceInfo) -> None:
+    """Make a CUDA device the only one that this process sees, before CUDA is first used.
+
+    It is `cuda:0` from then on. Of any other kind of device nothing is hidden.
+    """
+    if device.kind != "cuda" or device.index in _shown:
+        return
+    names = [name.strip() for name in os.environ.get(VARIABLE, "").split(",")]
+    os.environ[VARIABLE] = names[device.index] if names != [""] else str(device.index)
+    _shown.add(device.index)
+
+
+def torch_name(device: DeviceInfo) -> str:
+    """Return what this process calls a device now."""
+    return "cuda:0" if device.index in _shown and device.kind == "cuda" else device.torch_device
+
+
+_shown: set[int] = set()
+"""The device that is left, by the number that it had: asking again changes nothing."""
 
 
 def _index_of(entry: str, value: str, uuids: Sequence[Sequence[str]]) -> int:

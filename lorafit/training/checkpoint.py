@@ -5,22 +5,33 @@ manifest with sizes and SHA-256 is written last, and one rename makes it `checkp
 no manifest, or does not match it, is never resumed from and never deleted.
 """
 
+import contextlib
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorafit.errors import CheckpointError, StorageError
-from lorafit.files import plain_os_errors, sha256_of, sync_file, sync_folder, write_json
+from lorafit.files import (
+    free_bytes,
+    plain_os_errors,
+    sha256_of,
+    sync_file,
+    sync_folder,
+    write_json,
+)
 from lorafit.text import excerpt
 from lorafit.units import format_bytes
 
 MANIFEST_FILE = "manifest.json"
 STAGING_PREFIX = ".staging-"
+ASIDE_PREFIX = "set-aside-"
 SCHEMA_VERSION = 1
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -32,12 +43,34 @@ class Checkpoint:
     run_id: str
     files: dict[str, dict[str, Any]]
     """File name to `{"bytes", "sha256"}`."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else the run knew when it saved: `loss`, `validation_loss`, `versions`, `device`."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its files, without the manifest."""
+        return sum(int(entry["bytes"]) for entry in self.files.values())
+
+    @property
+    def validation_loss(self) -> float | None:
+        """Validation loss that was measured at its step, if one was."""
+        value = self.facts.get("validation_loss")
+        return float(value) if isinstance(value, int | float) else None
 
 
 def write_checkpoint(
-    run_dir: Path, step: int, run_id: str, write_files: Callable[[Path], None]
+    run_dir: Path,
+    step: int,
+    run_id: str,
+    write_files: Callable[[Path], None],
+    facts: Mapping[str, Any] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Path:
     """Let `write_files` fill a staging folder, then publish it as `checkpoint-<step>`.
+
+    A whole checkpoint of this run and step that lies there already is kept; a damaged one is
+    replaced; a folder of that name that is not this run's is renamed, never deleted, and
+    `on_note` is told its new name.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written; nothing is published.
@@ -57,22 +90,93 @@ def write_checkpoint(
             "schema_version": SCHEMA_VERSION,
             "step": step,
             "run_id": run_id,
+            "facts": dict(facts or {}),
             "files": files,
         }
         write_json(staging / MANIFEST_FILE, document)
-        if target.exists():
-            # Only a resumed run gets here: it repeats the step and replaces its own checkpoint.
-            shutil.rmtree(target)
-        os.replace(staging, target)
-        sync_folder(run_dir)
+        _publish(staging, target, run_id, on_note)
     except OSError as problem:
+        failure = _save_error(run_dir, staging, step, problem)
         shutil.rmtree(staging, ignore_errors=True)
-        raise StorageError(
-            f"the checkpoint of step {step} could not be written: {problem.strerror or problem}",
-            where=str(run_dir),
-            hint="earlier checkpoints are intact: free space, then run the same command again",
-        ) from problem
+        raise failure from problem
     return target
+
+
+def _publish(
+    staging: Path, target: Path, run_id: str, on_note: Callable[[str], None] | None
+) -> None:
+    replaced = None
+    if os.path.lexists(target):
+        own = _own_checkpoint(target, run_id)
+        if own is not None and _is_whole(own):
+            # A resumed run that repeats this step, which gives the same bytes.
+            shutil.rmtree(staging)
+            return
+        if own is not None:
+            replaced = target.with_name(f"{STAGING_PREFIX}replaced-{target.name}")
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.replace(target, replaced)
+        else:
+            moved = set_aside(target)
+            if on_note is not None:
+                on_note(f"{target.name} was not this run's: it is now {moved.name}")
+    os.replace(staging, target)
+    sync_folder(target.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _own_checkpoint(folder: Path, run_id: str) -> Checkpoint | None:
+    try:
+        found = read_manifest(folder)
+    except (CheckpointError, StorageError):
+        return None
+    return found if found.run_id == run_id else None
+
+
+def _is_whole(checkpoint: Checkpoint) -> bool:
+    try:
+        verify_checkpoint(checkpoint.folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename what stands in the way to `set-aside-…`; return the new path."""
+    new = folder.with_name(f"{ASIDE_PREFIX}{folder.name}")
+    number = 1
+    while os.path.lexists(new):
+        number += 1
+        new = folder.with_name(f"{ASIDE_PREFIX}{folder.name}-{number}")
+    os.replace(folder, new)
+    return new
+
+
+def _save_error(run_dir: Path, staging: Path, step: int, problem: OSError) -> StorageError:
+    reason = problem.strerror or str(problem)
+    if not run_dir.is_dir():
+        return vanished(run_dir, f"the checkpoint of step {step} could not be written")
+    if problem.errno in _FULL:
+        # What was written of this one, where no earlier one tells the whole size.
+        sizes = [checkpoint.num_bytes for checkpoint in list_checkpoints(run_dir)]
+        sizes.append(sum(path.stat().st_size for path in staging.glob("*")))
+        needed, free = format_bytes(max(sizes)), format_bytes(free_bytes(run_dir))
+        reason += f"; it takes {needed} or more, and {free} are free"
+    return StorageError(
+        f"the checkpoint of step {step} could not be written: {reason}",
+        where=str(run_dir),
+        hint="earlier checkpoints are intact: free space, then run the same command again",
+    )
+
+
+def vanished(run_dir: Path, consequence: str) -> StorageError:
+    """Return the error of a run folder that was deleted or unmounted under the run."""
+    return StorageError(
+        f"the run folder vanished: {consequence}",
+        where=str(run_dir),
+        hint="it was deleted, moved or unmounted while the run went on; it is not made again",
+    )
 
 
 def read_manifest(folder: Path) -> Checkpoint:
@@ -80,17 +184,22 @@ def read_manifest(folder: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: there is none, or it is not one of ours.
+        StorageError: it may not be read.
     """
     path = folder / MANIFEST_FILE
-    if not path.is_file():
+    with _readable(path):
+        present = path.is_file()
+        text = path.read_bytes() if present else b""
+    if not present:
         raise CheckpointError(
             "has no manifest, so lorafit did not write it or never finished it", where=str(folder)
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(text.decode("utf-8"))
         newer = document["schema_version"] > SCHEMA_VERSION
         step, run_id, files = int(document["step"]), str(document["run_id"]), document["files"]
         sizes = {str(name): int(entry["bytes"]) for name, entry in files.items()}
+        facts = dict(document.get("facts", {}))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError("is not a manifest", where=str(path)) from None
     if newer:
@@ -100,7 +209,23 @@ def read_manifest(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"names {excerpt(repr(strange[0]))}, which is not a plain file name", where=str(path)
         )
-    return Checkpoint(step, folder, run_id, files)
+    return Checkpoint(step, folder, run_id, files, facts)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as problem:
+        raise StorageError(
+            f"cannot be read: {problem.strerror}",
+            where=str(problem.filename or path),
+            hint="make it readable for this user (chmod, chown)",
+        ) from None
+    except OSError as problem:
+        raise CheckpointError(
+            f"cannot be read: {problem.strerror or problem}", where=str(path)
+        ) from None
 
 
 def verify_checkpoint(folder: Path, required: Iterable[str] = ()) -> Checkpoint:
@@ -115,17 +240,21 @@ def verify_checkpoint(folder: Path, required: Iterable[str] = ()) -> Checkpoint:
         if name not in checkpoint.files:
             raise CheckpointError("is not in the manifest", where=str(folder / name))
     for name, entry in checkpoint.files.items():
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            raise CheckpointError("is missing or not a regular file", where=str(path))
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise CheckpointError(
-                f"has {size:,} bytes, but {entry['bytes']:,} were written", where=str(path)
-            )
-        if sha256_of(path) != entry.get("sha256"):
-            raise CheckpointError("has changed since it was written", where=str(path))
+        with _readable(folder / name):
+            _verify_file(folder / name, entry)
     return checkpoint
+
+
+def _verify_file(path: Path, entry: Mapping[str, Any]) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise CheckpointError("is missing or not a regular file", where=str(path))
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise CheckpointError(
+            f"has {size:,} bytes, but {entry['bytes']:,} were written", where=str(path)
+        )
+    if sha256_of(path) != entry.get("sha256"):
+        raise CheckpointError("has changed since it was written", where=str(path))
 
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
@@ -163,18 +292,6 @@ def require_run(checkpoint: Checkpoint, run_id: str) -> None:
         raise CheckpointError(
             f"belongs to another run ({excerpt(checkpoint.run_id)})", where=str(checkpoint.folder)
         )
-
-
-def prune_checkpoints(run_dir: Path, keep: int, run_id: str) -> list[Path]:
-    """Delete the oldest checkpoints of this run beyond `keep`; return what was deleted."""
-    own = [c for c in list_checkpoints(run_dir) if c.run_id == run_id]
-    surplus = own[: max(0, len(own) - keep)]
-    for checkpoint in surplus:
-        # Renamed first: a kill in the middle of the removal leaves nothing that looks whole.
-        doomed = run_dir / f"{STAGING_PREFIX}removed-{checkpoint.folder.name}"
-        os.replace(checkpoint.folder, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-    return [checkpoint.folder for checkpoint in surplus]
 
 
 def sweep_staging(run_dir: Path) -> list[Path]:

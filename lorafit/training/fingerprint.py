@@ -1,9 +1,14 @@
 """What must be equal for a resumed run to be the same run."""
 
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
-from lorafit.errors import CheckpointError
+from lorafit.errors import CheckpointError, UsageError
 from lorafit.files import sha256_of
+from lorafit.text import excerpt, nearest
+from lorafit.training.base_digest import digest_of_weights
 from lorafit.training.plan import RunPlan
 
 # Settings that change the numbers of a run; those about records and places do not.
@@ -12,8 +17,21 @@ _SETTINGS = (
     "lora_dropout", "modules_to_save", "use_rslora", "use_dora", "prompt_template",
     "completion_template", "chat_template", "max_length", "train_on_prompt", "validation_split",
     "learning_rate", "lr_scheduler_type", "optim", "weight_decay", "max_grad_norm",
-    "label_smoothing_factor", "seed",
+    "label_smoothing_factor", "seed", "packing",
 )  # fmt: skip
+
+# These decide the shapes of what a checkpoint holds: no wish makes the tensors fit.
+_SHAPES = frozenset({"lora_r", "target_modules", "modules_to_save", "use_dora", "optim"})
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
+
+_WORLD_SIZE = "num_devices"
+_SPELLINGS = {"world_size": _WORLD_SIZE, "num_processes": _WORLD_SIZE}
+
+LENGTH = frozenset({"total_steps", "warmup_steps"})
+"""What `--extend` may change."""
 
 
 def fingerprint_of(plan: RunPlan) -> dict[str, Any]:
@@ -27,6 +45,9 @@ def fingerprint_of(plan: RunPlan) -> dict[str, Any]:
         "micro_batch": plan.batch.per_device_train_batch_size,
         "accumulation": plan.batch.gradient_accumulation_steps,
         "num_devices": plan.batch.num_devices,
+        # The sums of a step depend in their last bits on how it is split.
+        "padding_free": plan.batching.attention.value is not None,
+        "micro_batch_tokens": plan.batching.limits.tokens,
         "total_steps": plan.schedule.total_steps,
         "warmup_steps": plan.schedule.warmup_steps,
         "compute_dtype": plan.dtype.value,
@@ -34,32 +55,106 @@ def fingerprint_of(plan: RunPlan) -> dict[str, Any]:
         "data_sha256": plan.data.report.sha256,
         "num_train_rows": len(plan.data.train),
         "base_config_sha256": sha256_of(plan.source.path / "config.json"),
-        # Hashing 5 GB at every start is too slow: sizes tell other weights well enough here.
-        "base_weight_bytes": [file.stat().st_size for file in plan.source.weights.files],
+        "base_weights": [digest_of_weights(file) for file in plan.source.weights.files],
+        "tokenizer_sha256": _digest_of_tokenizer(plan.source.path),
     }
     return facts
 
 
-def require_same_run(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
+def _digest_of_tokenizer(folder: Path) -> dict[str, str]:
+    files = (folder / name for name in _TOKENIZER_FILES)
+    return {file.name: sha256_of(file) for file in files if file.is_file()}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two fingerprints: name to (then, now)."""
+    names = sorted(before.keys() | now.keys())
+    return {
+        name: (before.get(name), now.get(name))
+        for name in names
+        if before.get(name) != now.get(name)
+    }
+
+
+def require_same_run(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    where: str,
+    allowed: Collection[str] = (),
+) -> dict[str, tuple[Any, Any]]:
     """Compare the recorded fingerprint with the one of this command.
 
+    Returns:
+        What differs and was allowed to: name to (then, now).
+
     Raises:
-        CheckpointError: with a table of everything that differs.
+        CheckpointError: with a table of everything else that differs.
     """
-    names = sorted(before.keys() | now.keys())
-    differing = [name for name in names if before.get(name) != now.get(name)]
-    if not differing:
-        return
-    width = max(len(name) for name in differing)
+    differing = differences(before, now)
+    allowed = {*allowed, *_implied(before, now, allowed)}
+    refused = {name: values for name, values in differing.items() if name not in allowed}
+    if not refused:
+        return differing
+    width = max(len(name) for name in refused)
     rows = "\n".join(
-        f"  {name:{width}}  then: {_short(before.get(name))}  now: {_short(now.get(name))}"
-        for name in differing
+        f"  {name:{width}}  then: {_short(then)}  now: {_short(now_)}"
+        for name, (then, now_) in refused.items()
     )
     raise CheckpointError(
         f"this folder holds a run with other settings; continuing would mix the two:\n{rows}",
         where=where,
-        hint="use the settings of then to continue it, or another --output-dir to start afresh",
+        hint="use the settings of then to continue it, or another --output-dir to start afresh"
+        + _way_out(refused),
     )
+
+
+def _implied(
+    before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str]
+) -> tuple[str, ...]:
+    """Return what another number of devices changes by itself, where the batch stays the same."""
+    parts = ("micro_batch", "accumulation", _WORLD_SIZE)
+    rows = [[facts.get(name) for name in parts] for facts in (before, now)]
+    if _WORLD_SIZE not in allowed or not all(isinstance(n, int) for row in rows for n in row):
+        return ()
+    if math.prod(rows[0]) != math.prod(rows[1]):
+        return ()
+    # Tokens of a micro-batch follow from its rows.
+    return ("micro_batch", "accumulation", "micro_batch_tokens")
+
+
+def _way_out(refused: Collection[str]) -> str:
+    if refused and set(refused) <= LENGTH:
+        return "\n--extend makes a run longer, such as --extend 5epochs or --extend 900steps in all"
+    able = [name for name in refused if name not in _SHAPES]
+    if len(able) < len(refused):
+        return ""
+    if _WORLD_SIZE in refused and set(able) <= {_WORLD_SIZE, "micro_batch", "accumulation"}:
+        able = ["world_size"]
+    flags = " ".join(f"--allow-mismatch {name}" for name in able)
+    return f"\n{flags} continues it all the same: not the run that it would have been"
+
+
+def check_allowed(names: Collection[str], known: Collection[str]) -> frozenset[str]:
+    """Return the names given to `--allow-mismatch`, each of them one that can be allowed.
+
+    Raises:
+        UsageError: a name is none of a fingerprint's, or decides the shape of what was saved.
+    """
+    names = [_SPELLINGS.get(name, name) for name in names]
+    for name in names:
+        if name not in known:
+            near = nearest(name, known)
+            raise UsageError(
+                f"--allow-mismatch {excerpt(name)}: no such fact of a run",
+                hint=f"did you mean {near}?" if near else f"one of {', '.join(sorted(known))}",
+            )
+        if name in _SHAPES:
+            raise UsageError(
+                f"--allow-mismatch {name}: it decides the shapes of the saved tensors, which would "
+                "not fit",
+                hint="start afresh in another --output-dir",
+            )
+    return frozenset(names)
 
 
 def _short(value: Any) -> str:

@@ -10,6 +10,7 @@ from lorafit.config.schema import Settings
 from lorafit.errors import MemoryFitError
 from lorafit.hardware.detect import detect_device
 from lorafit.hardware.info import DeviceInfo
+from lorafit.hardware.visible import torch_name
 from lorafit.memory.estimate import TIGHT_FRACTION, Estimate
 from lorafit.memory.planner import (
     PAD_TO_MULTIPLE,
@@ -162,7 +163,7 @@ def verify_free_memory(plan: "RunPlan") -> None:
     """
     if plan.allows_oom_attempt:
         return
-    now = detect_device(plan.device.torch_device)
+    now = detect_device(torch_name(plan.device))
     needed = plan.estimate.peak.process_bytes
     if now.free_bytes is not None and now.free_bytes < needed:
         raise MemoryFitError(

@@ -1,13 +1,14 @@
 """The run folder: whose it is, and where in a run it stands."""
 
 import json
-import os
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorafit.errors import CheckpointError, StorageError, UsageError
+from lorafit.config.extension import ScheduleChange, schedule_of
+from lorafit.errors import CheckpointError, UsageError
 from lorafit.text import excerpt
 from lorafit.training.checkpoint import (
     Checkpoint,
@@ -15,11 +16,28 @@ from lorafit.training.checkpoint import (
     require_run,
     verify_checkpoint,
 )
-from lorafit.training.fingerprint import fingerprint_of, require_same_run
+from lorafit.training.fingerprint import LENGTH, check_allowed, fingerprint_of, require_same_run
+from lorafit.training.layout import STATE_FILES
+from lorafit.training.output import (
+    RUN_FILE,
+    check_output,
+    is_run,
+    permission_notes,
+    require_checkpoint_folder,
+)
 from lorafit.training.plan import RunPlan
-from lorafit.training.state import STATE_FILES
 
-RUN_FILE = "run.json"
+
+@dataclass(frozen=True)
+class ResumeChoice:
+    """What a person says about continuing a run."""
+
+    checkpoint: str | None = None
+    """A checkpoint folder, `auto`, or None: an unfinished run in the folder is continued."""
+    extends: bool = False
+    """The run may have become longer: its length in the plan is the new one."""
+    allowed: tuple[str, ...] = ()
+    """Facts of the fingerprint that may differ."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,17 @@ class Start:
     checkpoint: Checkpoint | None
     is_complete: bool
     reason: str
+    notes: tuple[str, ...] = ()
+    """What a person should know: checkpoints passed over, other versions, allowed differences."""
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Facts that differ from the recorded run, as (then, now): it takes another course."""
+    record: Mapping[str, Any] | None = None
+    """run.json as the attempt before left it."""
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return self.checkpoint.step if self.checkpoint else 0
 
 
 def check_folder(plan: RunPlan) -> None:
@@ -39,66 +68,7 @@ def check_folder(plan: RunPlan) -> None:
         StorageError: the folder is a file, holds something else, or cannot be written.
         UsageError: it is also the folder of the base model or of the data.
     """
-    run_dir = Path(plan.settings.output_dir)
-    try:
-        _check_overlap(plan, run_dir)
-        _check_contents(run_dir)
-    except (OSError, RuntimeError) as problem:  # pathlib's word for a loop of symbolic links
-        raise _unusable(run_dir, problem) from None
-
-
-def _check_overlap(plan: RunPlan, run_dir: Path) -> None:
-    resolved = run_dir.resolve()
-    if resolved == plan.source.path.resolve():
-        raise UsageError(
-            f"--output-dir {run_dir} is the folder of the base model, which would be mixed up",
-            hint="choose another --output-dir, such as outputs/my-run",
-        )
-    data = Path(str(plan.settings.data))
-    if data.exists() and resolved == data.resolve().parent and not is_run(run_dir):
-        raise UsageError(
-            f"--output-dir {run_dir} is the folder of the training data, which would be mixed up",
-            hint="choose another --output-dir, such as outputs/my-run",
-        )
-
-
-def _check_contents(run_dir: Path) -> None:
-    if run_dir.is_dir():
-        if not is_run(run_dir):
-            found = sorted(entry.name for entry in run_dir.iterdir())
-            if found:
-                raise StorageError(
-                    f"the folder holds something else: {excerpt(', '.join(found[:5]))}",
-                    where=str(run_dir),
-                    hint="choose a new or empty --output-dir; nothing was changed",
-                )
-        if not os.access(run_dir, os.W_OK | os.X_OK):
-            raise StorageError("the folder cannot be written to", where=str(run_dir))
-        return
-    if run_dir.exists() or run_dir.is_symlink():
-        raise StorageError(
-            "this is not a folder, and a run needs one",
-            where=str(run_dir),
-            hint="choose another --output-dir",
-        )
-    parent = run_dir.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise StorageError(f"no folder can be made in {parent}", where=str(run_dir))
-
-
-def _unusable(run_dir: Path, problem: OSError | RuntimeError) -> StorageError:
-    return StorageError(
-        f"the folder cannot be used: {getattr(problem, 'strerror', None) or problem}",
-        where=excerpt(repr(str(run_dir))),
-        hint="choose another --output-dir",
-    )
-
-
-def is_run(run_dir: Path) -> bool:
-    """Return whether lorafit wrote this folder."""
-    return (run_dir / RUN_FILE).is_file()
+    check_output(plan.settings, plan.source.path)
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
@@ -120,48 +90,121 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     return record
 
 
-def find_start(plan: RunPlan, resume: str | None) -> tuple[Start, list[str]]:
-    """Return where the run begins, and notes about checkpoints that were passed over.
+def find_start(plan: RunPlan, choice: ResumeChoice) -> Start:
+    """Return where the run begins.
 
     An unfinished run in the folder is continued from its newest whole checkpoint.
 
     Raises:
-        CheckpointError: the folder or `--resume` names a run with other settings, or a damaged
-            checkpoint, or there is nothing to resume.
+        CheckpointError: the folder or the named checkpoint belongs to a run with other settings,
+            is damaged, or there is nothing to resume.
+        UsageError: there is no run to extend, or a fact that cannot be allowed to differ.
     """
     run_dir = Path(plan.settings.output_dir)
-    if resume not in (None, "auto"):
-        return _resume_from(plan, Path(str(resume))), []
-    if not is_run(run_dir):
-        return Start(uuid.uuid4().hex, None, False, "a new run"), []
-    record = read_run(run_dir)
-    require_same_run(record["fingerprint"], fingerprint_of(plan), str(run_dir))
-    if record["status"] == "completed":
-        return Start(record["run_id"], None, True, "this run is already complete"), []
-    checkpoint, skipped = newest_verified(run_dir, record["run_id"], STATE_FILES)
-    notes = [f"checkpoint passed over: {reason}" for reason in skipped]
-    if checkpoint is None:
-        reason = "an earlier attempt left no checkpoint: starting again from step 0"
-        return Start(record["run_id"], None, False, reason), notes
-    reason = f"continuing from {checkpoint.folder.name}, the newest whole checkpoint"
-    return Start(record["run_id"], checkpoint, False, reason), notes
-
-
-def _resume_from(plan: RunPlan, folder: Path) -> Start:
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"there is no checkpoint folder {excerpt(str(folder))}",
-            hint="name a checkpoint-N folder of a run, or --resume auto",
+    fingerprint = fingerprint_of(plan)
+    allowed = check_allowed(choice.allowed, fingerprint)
+    if choice.checkpoint not in (None, "auto"):
+        found = _verified(run_dir, Path(str(choice.checkpoint)))
+    elif is_run(run_dir):
+        found = None
+    elif choice.extends:
+        raise UsageError(
+            f"--extend: there is no run in {excerpt(str(run_dir))} to extend",
+            hint="name its folder as --output-dir, or leave --extend out to start a run",
         )
+    else:
+        return Start(uuid.uuid4().hex, None, False, "a new run")
+    record = read_run(run_dir)
+    if choice.extends:
+        _require_longer(plan, record)
+        allowed |= LENGTH
+    changed = require_same_run(record["fingerprint"], fingerprint, str(run_dir), allowed)
+    notes = [
+        f"{name} was {excerpt(str(then))} and is {excerpt(str(now))}: not the same run any more"
+        for name, (then, now) in changed.items()
+        if name not in LENGTH
+    ]
+    if found is not None:
+        require_run(found, record["run_id"])
+        reason = f"continuing from {found.folder.name}, as asked with --resume"
+    elif record["status"] == "completed" and not changed:
+        reason = "this run is already complete"
+        return Start(record["run_id"], None, True, reason, record=record)
+    else:
+        found, skipped = newest_verified(run_dir, record["run_id"], STATE_FILES)
+        notes += [f"checkpoint passed over: {why}" for why in skipped]
+        if found is None:
+            reason = "an earlier attempt left no checkpoint: starting again from step 0"
+        else:
+            reason = f"continuing from {found.folder.name}, the newest whole checkpoint"
+    if found is not None:
+        notes += [*_version_notes(found, plan), *permission_notes(found.folder)]
+    return Start(record["run_id"], found, False, reason, tuple(notes), changed, record)
+
+
+def _verified(run_dir: Path, folder: Path) -> Checkpoint:
+    require_checkpoint_folder(str(folder))
     checkpoint = verify_checkpoint(folder, STATE_FILES)
-    run_dir = Path(plan.settings.output_dir)
     if folder.resolve().parent != run_dir.resolve():
         raise CheckpointError(
             f"{folder} lies outside of --output-dir {run_dir}",
             hint=f"continue the run in its own folder: --output-dir {folder.parent}",
         )
-    record = read_run(run_dir)
-    require_run(checkpoint, record["run_id"])
-    require_same_run(record["fingerprint"], fingerprint_of(plan), str(folder))
-    reason = f"continuing from {folder.name}, as asked with --resume"
-    return Start(checkpoint.run_id, checkpoint, False, reason)
+    return checkpoint
+
+
+def _require_longer(plan: RunPlan, record: Mapping[str, Any]) -> None:
+    before, now = record["fingerprint"].get("total_steps"), plan.schedule.total_steps
+    if isinstance(before, int) and now < before:
+        raise UsageError(
+            f"--extend: the run is {before} steps long already, and this asks for {now}",
+            hint="--extend gives the whole length, the steps that are done included",
+        )
+
+
+def machine_facts(plan: RunPlan) -> dict[str, Any]:
+    """Return what decides the last bits of a run beside its settings, for its checkpoints."""
+    import torch
+
+    from lorafit.report.run_record import installed_versions
+
+    facts: dict[str, Any] = {"versions": installed_versions(), "device": plan.device.name}
+    if plan.device.kind == "cpu":
+        # Sums over another number of threads have another order.
+        facts["num_threads"] = torch.get_num_threads()
+    return facts
+
+
+def _version_notes(checkpoint: Checkpoint, plan: RunPlan) -> list[str]:
+    """Return how the machine differs from the one that wrote the checkpoint (promise R2)."""
+    facts, now = checkpoint.facts, machine_facts(plan)
+    before, versions = facts.get("versions"), now["versions"]
+    changed = []
+    if isinstance(before, dict):
+        changed = [
+            f"{excerpt(name)} {excerpt(str(before[name]))} -> {versions.get(name)}"
+            for name in sorted(before)
+            if before[name] != versions.get(name)
+        ]
+    changed += [
+        f"{title} {excerpt(str(facts[name]))} -> {now.get(name)}"
+        for name, title in (("device", "device"), ("num_threads", "CPU threads"))
+        if name in facts and facts[name] != now.get(name)
+    ]
+    if not changed:
+        return []
+    return [
+        f"since {checkpoint.folder.name} was written, this changed: {', '.join(changed)}; the run "
+        "goes on, but not bit for bit as it would have"
+    ]
+
+
+def schedule_change(plan: RunPlan, start: Start) -> ScheduleChange | None:
+    """Return what a longer run does to the learning rate; None where the length is the same."""
+    if start.record is None or not LENGTH & start.changed.keys():
+        return None
+    try:
+        old = schedule_of(start.record["plan"]["schedule"])
+    except (KeyError, TypeError):
+        return None
+    return ScheduleChange(old, plan.schedule, plan.settings, start.step)

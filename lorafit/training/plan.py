@@ -9,6 +9,7 @@ from lorafit.config.resolve import Resolved
 from lorafit.config.schedule import Schedule, plan_schedule
 from lorafit.config.schema import Settings
 from lorafit.data.load import TrainingData, load_training_data
+from lorafit.data.packing import Packing, pack_rows
 from lorafit.data.sources import resolve_source
 from lorafit.data.tokenize import check_max_length
 from lorafit.errors import UsageError
@@ -20,7 +21,8 @@ from lorafit.memory.estimate import Estimate
 from lorafit.memory.planner import FittedPlan, nearest_fitting
 from lorafit.model.source import ModelSource, locate_model, read_config
 from lorafit.model.tokenizer import PadToken, choose_pad_token, tokenizer_of
-from lorafit.training.checkpoint import require_disk_space
+from lorafit.training.batching import Batching, plan_batching
+from lorafit.training.checkpoint import list_checkpoints, require_disk_space
 from lorafit.training.fit import (
     estimate_run,
     fit_to_memory,
@@ -29,6 +31,7 @@ from lorafit.training.fit import (
     require_fit,
     wants_planner,
 )
+from lorafit.units import format_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +48,8 @@ _OPTIMIZER_BYTES = {
     "sgd": 0.0,
     "adafactor": 0.1,
 }
+_DISK_SHARE = 0.8
+"""Share of the free disk that a run may take without a warning."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,34 @@ class DiskPlan:
     """Checkpoints over the whole run."""
     adapter_bytes: int
     free_bytes: int
+    present_bytes: int = 0
+    """Bytes of checkpoints that an earlier attempt left in the folder: they count among those
+    that are needed, and are not free."""
 
     @property
     def needed_bytes(self) -> int:
         """Bytes on disk at the fullest moment."""
         return self.checkpoint_bytes * self.num_kept + self.adapter_bytes
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that have to be free for it."""
+        return max(0, self.needed_bytes - self.present_bytes)
+
+    @property
+    def unlimited_bytes(self) -> int:
+        """Bytes that the run would leave without save_total_limit."""
+        return self.checkpoint_bytes * self.num_written + self.adapter_bytes
+
+    def warnings(self) -> list[str]:
+        """Return what is narrow about it, as sentences."""
+        if self.missing_bytes <= _DISK_SHARE * self.free_bytes:
+            return []
+        return [
+            f"the disk is nearly full: checkpoints and adapter take "
+            f"{format_bytes(self.missing_bytes)} of the {format_bytes(self.free_bytes)} that are "
+            "free; --save-total-limit and --save-steps change that"
+        ]
 
 
 @dataclass(frozen=True)
@@ -79,6 +107,7 @@ class RunPlan:
     torch_compile: Choice[bool]
     data: TrainingData
     batch: BatchPlan
+    batching: Batching
     schedule: Schedule
     disk: DiskPlan
     estimate: Estimate
@@ -96,7 +125,7 @@ class RunPlan:
     def eval_batch_size(self) -> int:
         """Rows of a validation batch."""
         settings = self.settings
-        return settings.per_device_eval_batch_size or self.batch.per_device_train_batch_size
+        return settings.per_device_eval_batch_size or self.batching.eval_rows
 
     def require_fit(self) -> None:
         """Refuse the run if it would run out of memory.
@@ -129,13 +158,22 @@ class RunPlan:
                 "trainable_by_module": self.model.trainable_by_module,
                 "target_modules": list(self.model.targets.names),
             },
-            "batch": asdict(self.batch),
+            "batch": {
+                **asdict(self.batch),
+                "padding_free": self.batching.attention.value is not None,
+                "micro_batch_tokens": self.batching.limits.tokens,
+                "num_bins": len(self.batching.packing.bins) if self.batching.packing else None,
+            },
             "schedule": {
                 **asdict(self.schedule),
                 "peak_learning_rate": self.settings.learning_rate,
             },
             "data": self.data.report.as_dict(),
-            "disk": {**asdict(self.disk), "needed_bytes": self.disk.needed_bytes},
+            "disk": {
+                **asdict(self.disk),
+                "needed_bytes": self.disk.needed_bytes,
+                "unlimited_bytes": self.disk.unlimited_bytes,
+            },
             "memory": {
                 **self.estimate.document()["peak"],
                 "breakdown": self.estimate.breakdown,
@@ -155,6 +193,7 @@ class RunPlan:
         reasons = {
             "device": self.device.reason,
             "batch": self.batch.reason,
+            **self.batching.reasons(),
             "steps": self.schedule.total_reason,
             "warmup": self.schedule.warmup_reason,
             "compute_dtype": self.dtype.reason,
@@ -162,6 +201,7 @@ class RunPlan:
             "target_modules": self.model.targets.reason,
             "padding": self.pad.reason,
             "loss": self.model.chunked_loss.reason,
+            "layers": self.model.lean_layers.reason,
             "memory": self.estimate.reasons[-1],
             **({"planner": self.planner.reason} if self.planner is not None else {}),
         }
@@ -171,12 +211,17 @@ class RunPlan:
 
 
 def plan_run(
-    resolved: Resolved, device: DeviceInfo, *, fit: bool = False, allow_oom_attempt: bool = False
+    resolved: Resolved,
+    device: DeviceInfo,
+    *,
+    fit: bool = False,
+    allow_oom_attempt: bool = False,
+    num_devices: int = 1,
 ) -> RunPlan:
     """Decide a whole run: reads configuration, tokenizer and data, but no weights.
 
     The plan of a run that does not fit is returned all the same, to be shown;
-    `RunPlan.require_fit` refuses it.
+    `RunPlan.require_fit` refuses it. `num_devices` devices like this one share each step.
 
     Raises:
         LorafitError: anything about the run that can be known beforehand is wrong.
@@ -188,7 +233,7 @@ def plan_run(
             hint="add --data FILE (JSONL, JSON, CSV, Parquet) or --data owner/name from the hub",
         )
     verify_supported(device, settings)
-    batch = resolve_batch(resolved, num_devices=1)
+    batch = resolve_batch(resolved, num_devices)
     # A file that is not there is found before gigabytes of a model are downloaded.
     for name in (settings.data, settings.validation_data):
         if name is not None:
@@ -204,19 +249,34 @@ def plan_run(
     check_max_length(settings, read_config(source))
     tokenizer = tokenizer_of(source)
     data = load_training_data(settings, tokenizer)
+    packing = _pack(settings, data) if settings.packing else None
+    # What the effective batch counts: rows, or bins of rows.
+    unit_lengths = packing.tokens if packing is not None else data.train.lengths
     planner = None
     if fit or wants_planner(resolved):
-        resolved, planner = fit_to_memory(resolved, batch, source, device, data.train.lengths)
-        settings, batch = resolved.settings, resolve_batch(resolved, num_devices=1)
-    schedule = plan_schedule(len(data.train), batch, settings)
+        resolved, planner = fit_to_memory(resolved, batch, source, device, unit_lengths)
+        settings, batch = resolved.settings, resolve_batch(resolved, num_devices)
+    schedule = plan_schedule(len(unit_lengths), batch, settings)
 
     # Seconds of imports, so only once everything quick has been found right.
+    import torch
+
+    from lorafit.model.attention import choose_block_attention
     from lorafit.model.build import summarize_model
 
     model = summarize_model(settings, source)
+    attention = choose_block_attention(
+        settings,
+        read_config(source),
+        loss=model.chunked_loss,
+        device_kind=device.kind,
+        compute_capability=device.compute_capability,
+        dtype=getattr(torch, dtype.value),
+        compiles=compiled.value,
+    )
     disk = _plan_disk(settings, model.num_trainable_parameters, schedule)
-    require_disk_space(Path(settings.output_dir), disk.needed_bytes, disk.free_bytes)
-    estimate = estimate_run(settings, batch, source, device, max(data.train.lengths))
+    require_disk_space(Path(settings.output_dir), disk.missing_bytes, disk.free_bytes)
+    estimate = estimate_run(settings, batch, source, device, max(unit_lengths))
     return RunPlan(
         resolved=resolved,
         device=device,
@@ -228,6 +288,7 @@ def plan_run(
         torch_compile=compiled,
         data=data,
         batch=batch,
+        batching=plan_batching(attention, batch, data.train.lengths, packing, device.kind),
         schedule=schedule,
         disk=disk,
         estimate=estimate,
@@ -237,18 +298,27 @@ def plan_run(
             *device.warnings,
             *resolved.warnings,
             *data.report.warnings,
+            *disk.warnings(),
             *fit_warnings(estimate, device),
         ),
     )
 
 
+def _pack(settings: Settings, data: TrainingData) -> Packing:
+    return pack_rows(data.train.lengths, settings.max_length, settings.seed)
+
+
 def _plan_disk(settings: Settings, num_trainable: int, schedule: Schedule) -> DiskPlan:
+    run_dir = Path(settings.output_dir)
+    validates = settings.validation_split > 0 or settings.validation_data is not None
     adapter_bytes = 4 * num_trainable
     written = -(-schedule.total_steps // settings.save_steps)
     return DiskPlan(
         checkpoint_bytes=int(num_trainable * (4 + _OPTIMIZER_BYTES[settings.optim])),
-        num_kept=min(written, settings.save_total_limit + 1),
+        # The newest, the best one, and the one that is being written.
+        num_kept=min(written, settings.save_total_limit + 1 + validates),
         num_written=written,
         adapter_bytes=adapter_bytes,
-        free_bytes=free_bytes(Path(settings.output_dir)),
+        free_bytes=free_bytes(run_dir),
+        present_bytes=sum(found.num_bytes for found in list_checkpoints(run_dir)),
     )

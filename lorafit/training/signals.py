@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -13,15 +14,26 @@ _SIGNALS = tuple(
 
 
 class StopRequest:
-    """Context in which SIGINT, SIGTERM and SIGHUP ask for a stop at the end of the step."""
+    """Context in which SIGINT, SIGTERM and SIGHUP ask for a stop.
+
+    Before the first step there is nothing to save, and they end the run at once; from
+    `begin_saving` on, they ask for a stop at the end of the step.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._saves = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        # Python lets only the main thread handle signals.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
+
+    def begin_saving(self) -> None:
+        """From now on there is something to save."""
+        self._saves = True
 
     def __exit__(
         self,
@@ -33,8 +45,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
         if self.received is not None:
             # Checkpoints are published by one rename, so that leaving here breaks none.
-            code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
             os._exit(code)
         self.received = signal.Signals(number)
+        if not self._saves:
+            raise SystemExit(int(code))

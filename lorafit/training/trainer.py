@@ -1,29 +1,53 @@
 """transformers' Trainer with lorafit's step, checkpoints and records.
 
-The loop, accelerate and the schedule are the library's. What a step computes comes from
-`lorafit.model.step`, so that the memory tracer runs the same code.
+The loop, accelerate and the schedule are the library's. Its batch is a whole optimizer step, which
+is split into micro-batches here: accumulation is no business of the loop. What a step computes
+comes from `lorafit.model.step`, so that the memory tracer runs the same code.
 """
 
+import contextlib
 import math
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from lorafit.config.schema import Settings
-from lorafit.errors import CheckpointError, DivergedError
-from lorafit.evaluation.loss import evaluate_loss
-from lorafit.model.step import clip_gradients, count_supervised, make_optimizer, micro_batch_loss
+from lorafit.data.micro_batches import (
+    MicroBatchLimits,
+    Row,
+    StepRows,
+    gather_step,
+    plan_micro_batches,
+)
+from lorafit.errors import DivergedError
+from lorafit.evaluation.loss import LossReport, evaluate_loss
+from lorafit.model.libraries import without_datasets
+from lorafit.model.step import (
+    Batch,
+    clip_gradients,
+    make_optimizer,
+    micro_batch_loss,
+    trainable_parameters,
+)
 from lorafit.report.records import RunObserver, StepRecord
-from lorafit.training import state
-from lorafit.training.checkpoint import prune_checkpoints, write_checkpoint
+from lorafit.training import layout, state
+from lorafit.training.blame import longest_row, name_rows
+from lorafit.training.checkpoint import vanished, write_checkpoint
+from lorafit.training.distributed import World
+from lorafit.training.health import LossWatch, count_adapters, idle_adapters, idle_warning
 from lorafit.training.memory_use import memory_in_use, reset_peak
+from lorafit.training.oom import MemoryRecovery
+from lorafit.training.retention import best_checkpoint, own_checkpoints, prune_checkpoints
 from lorafit.training.signals import StopRequest
+from lorafit.training.snapshot import Snapshot, load_weights
+
+with without_datasets():
+    from torch.utils.data import Subset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,20 +63,48 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         run_id: str,
         observers: Sequence[RunObserver],
         stop: StopRequest,
-        eval_batch_size: int,
+        recovery: MemoryRecovery,
+        collate: Callable[[Sequence[Row]], Batch],
+        eval_collate: Callable[[Sequence[Row]], Batch],
+        facts: Mapping[str, Any] | None = None,
+        row_source: Callable[[Row], str | None] = lambda row: None,
+        note: Callable[[str], None] | None = None,
+        after_evaluation: Callable[[int], bool] = lambda step: False,
+        world: World | None = None,
         **arguments: Any,
     ) -> None:
+        """Prepare a run.
+
+        `facts` go into the manifest of every checkpoint, `row_source` names rows of the data,
+        `note` hears what a person should know, and `after_evaluation` is called with the step and
+        answers whether the run should be saved and end there. `world` are the processes that
+        share the rows of a step; the first one alone records and saves.
+        """
         self._settings = settings
+        self.world = world or World()
+        self._recovery = recovery
+        self._facts = dict(facts or {})
+        self._row_source = row_source
+        self._note = note or (lambda text: None)
+        self._after_evaluation = after_evaluation
+        self._collate = collate
+        self._eval_collate = eval_collate
         self._run_id = run_id
         self._observers = observers
         self._stop = stop
-        self._eval_batch_size = eval_batch_size
-        self._step_tokens = (0, 0)
+        self._step_rows = StepRows(())
         self._step_started = time.perf_counter()
         self._pending: StepRecord | None = None
-        super().__init__(**arguments)
-        self.loss_is_scaled_for_ga = True
-        self.add_callback(_Flow(self, stop))
+        self._last: StepRecord | None = None
+        self._saved_step = -1
+        self._best_loss: float | None = None
+        self._loss_watch = LossWatch()
+        self._gradients_checked = False
+        super().__init__(data_collator=gather_step, **arguments)
+        if self.world.rank > 0:
+            # Each process drops out other activations; what the first one draws stays as it was.
+            torch.manual_seed(settings.seed + self.world.rank)
+        self.add_callback(_Flow(self))
 
     # -- One step: the functions of model/step.py ------------------------------------------
 
@@ -64,28 +116,72 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         return self.optimizer
 
     def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
-        """Draw the micro-batches of one step and count their tokens."""
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-        self._step_tokens = (tokens, sum(count_supervised(batch["labels"]) for batch in batches))
-        return batches, num_items
+        self, epoch_iterator: Iterator[StepRows], num_batches: int, device: torch.device
+    ) -> tuple[list[StepRows], None]:
+        """Draw the rows of one step."""
+        return [next(epoch_iterator)], None
 
-    def compute_loss(
+    def training_step(
+        self, model: "nn.Module", inputs: StepRows, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Run forward and backward over a whole step, and return its loss.
+
+        The gradients are those of the exact token mean over the step, on all devices together.
+        """
+        model.train()
+        self._step_rows = inputs
+        share = self.world.share_of(inputs)
+        num_targets = torch.tensor(inputs.num_targets, device=self.args.device)
+        loss = self._recovery.run_step(
+            lambda limits: self._run_micro_batches(model, share, num_targets, limits),
+            lambda: model.zero_grad(set_to_none=True),
+            step=self.state.global_step + 1,
+            lengths=self.world.largest_share(inputs),
+            longest_row=lambda: longest_row(inputs, self._row_source),
+        )
+        if self.world.size == 1:
+            return loss
+        self.world.sum_gradients(trainable_parameters(model))
+        return loss.new_tensor(self.world.sums([float(loss)])[0])
+
+    def _run_micro_batches(
         self,
         model: "nn.Module",
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        inputs: StepRows,
+        num_targets: torch.Tensor,
+        limits: MicroBatchLimits,
     ) -> torch.Tensor:
-        """Return the share of this micro-batch in the token mean of the step."""
-        assert num_items_in_batch is not None
-        assert not return_outputs
-        smoothing = self._settings.label_smoothing_factor
-        loss = micro_batch_loss(model, inputs, num_items_in_batch, smoothing)
-        # DDP averages gradients over processes, but the divisor already counts all of them.
-        return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
+        total = torch.zeros((), device=self.args.device)
+        for indices in plan_micro_batches(inputs.lengths, limits):
+            total += self._micro_step(model, inputs.rows_of(indices), num_targets)
+        return total
+
+    def _micro_step(
+        self, model: "nn.Module", rows: Sequence[Row], num_targets: torch.Tensor
+    ) -> torch.Tensor:
+        """Run one micro-batch forward and backward; return its share of the step's loss."""
+        batch = self._to_device(self._collate(rows))
+        with self.compute_loss_context_manager():
+            loss = micro_batch_loss(
+                model, batch, num_targets, self._settings.label_smoothing_factor
+            )
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _to_device(self, batch: Batch) -> Batch:
+        """Move tensors without waiting for the device; other values stay as they are."""
+        device = self.args.device
+        pins = device.type == "cuda"
+        return {
+            name: (value.pin_memory() if pins else value).to(device, non_blocking=pins)
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in batch.items()
+        }
+
+    def floating_point_ops(self, inputs: StepRows) -> int:
+        """Return nothing: the Trainer's count is for batches of one tensor, and is not shown."""
+        return 0
 
     def _clip_grad_norm(self, model: "nn.Module") -> torch.Tensor:
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -103,16 +199,35 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         skips_overflow = self.accelerator.scaler is not None
         if not loss_is_finite or not (math.isfinite(norm) or skips_overflow):
             self._stop_diverged(norm)
+        if not self._gradients_checked:
+            self._gradients_checked = True
+            warning = idle_warning(idle_adapters(self.model), count_adapters(self.model))
+            if warning is not None:
+                self._note(warning)
         return norm
 
     def _stop_diverged(self, norm: float) -> None:
         step = self.state.global_step + 1
         raise DivergedError(
             f"step {step}: loss {float(self._tr_loss):g}, gradient norm {norm:g}; "
-            "the update was not applied",
+            f"the update was not applied; {self._blame()}",
             hint=f"learning_rate was {self._get_learning_rate():g}: try a lower one, more warm-up, "
             "or --compute-dtype float32; the last checkpoint is intact",
         )
+
+    def _blame(self) -> str:
+        """Return the rows of the step, or those of them whose loss alone is not finite."""
+        rows = [row for unit in self._step_rows.units for row in unit]
+        bad: list[Row] = []
+        # Memory may be short here; the answer to what diverged must not be another error.
+        with torch.no_grad(), contextlib.suppress(RuntimeError):
+            bad = [row for row in rows if not torch.isfinite(self._loss_of([row]))]
+        if bad and len(bad) < len(rows):
+            return f"not finite by themselves: {name_rows(bad, self._row_source)}"
+        return f"the step's rows: {name_rows(rows, self._row_source)}"
+
+    def _loss_of(self, rows: Sequence[Row]) -> torch.Tensor:
+        return micro_batch_loss(self.model, self._to_device(self._collate(rows)), 1)
 
     # -- Validation ------------------------------------------------------------------------
 
@@ -121,22 +236,64 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         step = self.state.global_step
 
         def progress(done: int, total: int) -> None:
+            if self._stop.received is not None:
+                raise _EvaluationStopped
             for observer in self._observers:
                 observer.on_evaluation(step, done, total)
 
-        report = evaluate_loss(
-            self.model,
-            self.eval_dataset,
-            self.data_collator,
-            self._eval_batch_size,
-            self.args.device,
-            progress,
-        )
-        metrics = {"eval_loss": report.loss}
+        rows = self.eval_dataset
+        if self.world.size > 1:
+            rows = Subset(rows, range(self.world.rank, len(rows), self.world.size))
+
+        def attempt(batch_size: int) -> LossReport:
+            return evaluate_loss(
+                self.model, rows, self._eval_collate, batch_size, self.args.device, progress
+            )
+
+        try:
+            report = self._recovery.run_evaluation(attempt, step=step)
+        except _EvaluationStopped:
+            report = None
+        loss = self._loss_of_all(report)
+        self.publish(loss)
+        if loss is None:
+            # Else the loop would ask again at the end of the epoch.
+            self.control.should_evaluate = False
+            return {}
+        metrics = {"eval_loss": loss}
         self.control: TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
+        saves, stops = self.world.decide(lambda: self._after_loss(step, loss))
+        if saves or stops:
+            self.control.should_save = True
+        if stops:
+            self.control.should_training_stop = True
         return metrics
+
+    def _after_loss(self, step: int, loss: float) -> tuple[bool, bool]:
+        """Return whether the validation asks for a checkpoint, and whether for the end."""
+        is_best = self._settings.load_best_model_at_end and self._is_best(loss)
+        return is_best, self._after_evaluation(step)
+
+    def _loss_of_all(self, report: LossReport | None) -> float | None:
+        """Return the mean over the shares of all processes; None where one has no result."""
+        if self.world.size == 1:
+            return None if report is None else report.loss
+        share = (0.0, 0) if report is None else (report.loss, report.num_targets)
+        total = share[0] * share[1] if share[1] else 0.0
+        total, targets, missing = self.world.sums([total, share[1], report is None])
+        return None if missing else total / targets if targets else math.nan
+
+    def _is_best(self, loss: float) -> bool:
+        if self._best_loss is None:
+            saved = best_checkpoint(own_checkpoints(Path(self.args.output_dir), self._run_id))
+            known = saved.validation_loss if saved is not None else None
+            self._best_loss = math.inf if known is None else known
+        if loss >= self._best_loss:
+            return False
+        self._best_loss = loss
+        return True
 
     # -- Records ---------------------------------------------------------------------------
 
@@ -145,7 +302,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         if "loss" not in logs:
             return
         seconds = time.perf_counter() - self._step_started
-        tokens, supervised = self._step_tokens
+        tokens, supervised = self._step_rows.num_tokens, self._step_rows.num_targets
         memory = memory_in_use(self.args.device)
         self._pending = StepRecord(
             step=self.state.global_step,
@@ -170,8 +327,14 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             return
         if validation_loss is not None:
             record = StepRecord(**{**record.as_dict(), "validation_loss": validation_loss})
+        self._last = record
         for observer in self._observers:
             observer.on_step(record)
+        warning = self._loss_watch.look(
+            record.step, record.loss, record.grad_norm, self._settings.max_grad_norm
+        )
+        if warning is not None:
+            self._note(warning)
 
     def restart_clock(self) -> None:
         """Begin the time and the memory peak of the next step."""
@@ -179,59 +342,96 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self._step_started = time.perf_counter()
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        # Between processes a request counts only at points that all of them come to.
+        agrees = self.world.size == 1 or self.control.should_evaluate or self.control.should_save
         super()._maybe_log_save_evaluate(*arguments, **options)
+        if agrees and self.is_asked_to_stop():
+            # It came while this step was validated or saved: nothing of the next one has begun.
+            if self._saved_step != self.state.global_step:
+                self._save_checkpoint(self.model, None)
+            self.control.should_training_stop = True
         self.restart_clock()
+
+    def is_asked_to_stop(self) -> bool:
+        """Return whether a signal asked any process to stop; all of them get the same answer."""
+        number = self.world.largest(int(self._stop.received or 0))
+        if number and self._stop.received is None:
+            self._stop.received = signal.Signals(number)
+        return number > 0
 
     # -- Checkpoints -----------------------------------------------------------------------
 
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
-        run_dir = Path(self.args.output_dir)
         step = self.state.global_step
-        folder = write_checkpoint(run_dir, step, self._run_id, self._write_state)
-        prune_checkpoints(run_dir, self._settings.save_total_limit, self._run_id)
-        for observer in self._observers:
-            observer.on_checkpoint(step, folder)
+        random_states = self.world.gather(state.rng_bytes() if self.world.rank else b"")
+        if self.world.is_main:
+            run_dir = Path(self.args.output_dir)
+            folder = self._recovery.run_save(
+                lambda: self._write_checkpoint(run_dir, random_states), step=step
+            )
+            prune_checkpoints(run_dir, self._settings.save_total_limit, self._run_id)
+            for observer in self._observers:
+                observer.on_checkpoint(step, folder)
+        self.world.meet()
+        self._saved_step = step
+
+    def _write_checkpoint(self, run_dir: Path, random_states: Sequence[bytes]) -> Path:
+        facts = dict(self._facts)
+        if self._last is not None and self._last.step == self.state.global_step:
+            facts["loss"] = self._last.loss
+            loss = self._last.validation_loss
+            if loss is not None and math.isfinite(loss):
+                facts["validation_loss"] = loss
+
+        def write(folder: Path) -> None:
+            self._write_state(folder)
+            for rank, content in enumerate(random_states[1:], 1):
+                (folder / layout.rng_file_of(rank)).write_bytes(content)
+
+        return write_checkpoint(
+            run_dir, self.state.global_step, self._run_id, write, facts, self._note
+        )
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            self.model,
+            _plain(self.optimizer),
+            self.lr_scheduler,
+            self.accelerator.scaler,
+            self._recovery,
+        )
 
     def _write_state(self, folder: Path) -> None:
-        weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(tensors, folder / state.ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        state.save_optimizer(_plain(self.optimizer), folder)
-        state.save_plain(self.lr_scheduler.state_dict(), folder / state.SCHEDULER_FILE)
-        state.save_rng(folder)
-        if self.accelerator.scaler is not None:
-            state.save_plain(self.accelerator.scaler.state_dict(), folder / state.SCALER_FILE)
-        self.state.save_to_json(str(folder / state.TRAINER_STATE))
+        self._snapshot().write(folder)
+        self.state.save_to_json(str(folder / layout.TRAINER_STATE))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: "nn.Module | None" = None
     ) -> None:
-        weights = load_file(Path(resume_from_checkpoint) / state.ADAPTER_WEIGHTS)
-        outcome = set_peft_model_state_dict(self.model, weights)
-        absent = [name for name in outcome.missing_keys if "lora_" in name]
-        if absent or outcome.unexpected_keys:
-            raise CheckpointError(
-                f"does not hold this adapter: {len(absent)} tensors are missing and "
-                f"{len(outcome.unexpected_keys)} are of something else",
-                where=resume_from_checkpoint,
-            )
+        load_weights(self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            state.load_optimizer(_plain(self.optimizer), Path(checkpoint))
-            self.lr_scheduler.load_state_dict(
-                state.load_plain(Path(checkpoint) / state.SCHEDULER_FILE)
-            )
+            self._snapshot().load_optimizer(Path(checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(
-                state.load_plain(Path(checkpoint) / state.SCALER_FILE)
-            )
+        if checkpoint is not None:
+            self._snapshot().load_scaler(Path(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
+        if checkpoint is None:
+            return
+        if self.world.is_main:
             state.load_rng(Path(checkpoint))
+            return
+        # A checkpoint of fewer processes has none for this one: it goes on with its own seed.
+        own = Path(checkpoint) / layout.rng_file_of(self.world.rank)
+        if own.is_file():
+            state.set_rng_bytes(own.read_bytes())
+
+
+class _EvaluationStopped(Exception):  # noqa: N818  # not an error
+    """A signal asked to stop while validation went on."""
 
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:
@@ -243,44 +443,47 @@ def _plain(optimizer: Any) -> torch.optim.Optimizer:
 class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
     """The points of the loop where lorafit listens or steers."""
 
-    def __init__(self, trainer: LoraTrainer, stop: StopRequest) -> None:
+    def __init__(self, trainer: LoraTrainer) -> None:
         self._trainer = trainer
-        self._stop = stop
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # A checkpoint's counters bring its own intervals along; those of this command hold.
+        state.compute_steps(args, state.max_steps)
+        self._trainer.world.align(trainable_parameters(self._trainer.model))
         self._trainer.restart_clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        run_dir = Path(args.output_dir)
+        if self._trainer.world.is_main and not run_dir.is_dir():
+            raise vanished(run_dir, f"the run stops after step {state.global_step}")
         # At the end of a step every random number of the step is drawn, so that resuming from
         # here is exact; in the middle of one it would not be.
-        if self._stop.received is not None:
+        if self._trainer.is_asked_to_stop():
             control.should_save = True
             control.should_evaluate = False
             control.should_training_stop = True
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any
-    ) -> None:
-        self._trainer.publish(metrics["eval_loss"])
 
 
 def training_arguments(
     settings: Settings,
     *,
     run_dir: Path,
-    micro_batch: int,
-    accumulation: int,
+    rows_per_step: int,
     warmup_steps: int,
     dtype: torch.dtype,
     device_kind: str,
     compile_model: bool,
     validate: bool,
 ) -> TrainingArguments:
-    """Translate settings into transformers' arguments; everything else there is switched off."""
+    """Translate settings into transformers' arguments; everything else there is switched off.
+
+    `rows_per_step` are the rows, or packed bins, that a device takes in an optimizer step: the
+    Trainer's batch. It accumulates nothing.
+    """
     return TrainingArguments(
         output_dir=str(run_dir),
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=rows_per_step,
+        gradient_accumulation_steps=1,
         num_train_epochs=settings.num_train_epochs,
         max_steps=settings.max_steps or -1,
         learning_rate=settings.learning_rate,

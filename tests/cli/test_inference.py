@@ -186,6 +186,7 @@ def test_what_the_command_line_says_wins_over_what_the_run_was(run_lorafit, adap
     assert f"there is no model folder {tmp_path / 'other'}" in outcome.err
 
 
+@pytest.mark.row("B3")
 def test_b3_an_empty_adapter_is_refused(run_lorafit):
     for command in (["evaluate", "--data", "x"], ["generate", "--prompt", "x"]):
         outcome = run_lorafit(*command, "--adapter", "")

@@ -67,6 +67,7 @@ def test_every_command_explains_itself(run_lorafit, name):
     assert f"Usage: lorafit {name}" in outcome.out
 
 
+@pytest.mark.row("B1")
 @pytest.mark.parametrize(
     ("arguments", "suggestion"),
     [
@@ -86,6 +87,7 @@ def test_b1_a_typing_error_is_answered_with_the_nearest_name(run_lorafit, argume
     assert outcome.out == ""
 
 
+@pytest.mark.row("B17")
 def test_b17_no_colour_narrow_and_plain_ascii_say_the_same(tmp_path):
     wide = run_process("presets", "list", COLUMNS="160")
     narrow = run_process("presets", "list", COLUMNS="20", NO_COLOR="1")
@@ -97,6 +99,7 @@ def test_b17_no_colour_narrow_and_plain_ascii_say_the_same(tmp_path):
     assert ascii_only[1].isascii()
 
 
+@pytest.mark.row("B17")
 def test_b17_an_error_of_plain_ascii_keeps_its_facts():
     code, _, err = run_process(
         "train", "--data", "naïve-\x07.jsonl", LC_ALL="C", PYTHONIOENCODING="ascii", COLUMNS="20"
@@ -107,6 +110,7 @@ def test_b17_an_error_of_plain_ascii_keeps_its_facts():
     assert ".jsonl" in err
 
 
+@pytest.mark.row("F42")
 def test_f42_a_reader_that_leaves_is_no_error_to_show():
     reader, writer = os.pipe()
     os.close(reader)
@@ -120,6 +124,7 @@ def test_f42_a_reader_that_leaves_is_no_error_to_show():
     assert "rror" not in process.stderr
 
 
+@pytest.mark.row("F42")
 def test_f42_a_full_stdout_is_reported_without_a_traceback():
     with open("/dev/full", "w") as full:
         process = subprocess.run(

@@ -46,7 +46,7 @@ def test_a_dry_run_trains_nothing_and_makes_no_folder(run_lorafit, train_argumen
     outcome = run_lorafit(*train_arguments(tmp_path / "run", "--dry-run"))
     assert outcome.code == 0
     assert outcome.out == ""
-    assert outcome.err.endswith("dry run: nothing was trained\n")
+    assert "dry run: nothing was trained\nnext: the same command without --dry-run\n" in outcome.err
     assert not (tmp_path / "run").exists()
 
 
@@ -136,6 +136,7 @@ def test_a_hardware_row_wins_over_its_preset(run_lorafit, tiny_model, tiny_data)
     assert length("--hardware", "a10g", "max_length=100")["value"] == 100
 
 
+@pytest.mark.row("B3")
 @pytest.mark.parametrize("flag", ["--preset", "--config", "--hardware", "--data", "--output-dir",
                                   "--model", "--device"])  # fmt: skip
 def test_b3_an_empty_value_is_refused(run_lorafit, flag):

@@ -7,19 +7,20 @@ from lorafit.cli.progress import TerminalProgress
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Return a function that makes the next run receive a signal during its step `step`."""
+    """Return a function that makes the next run receive a signal in time to save step `step`."""
 
     def arrange(step, number=signal.SIGTERM):
         starts, steps = TerminalProgress.on_start, TerminalProgress.on_step
 
         def on_start(self, num_steps, first_step):
             starts(self, num_steps, first_step)
-            if first_step == step - 1:
+            # Before the first step, so that the whole of it is still to come.
+            if step == 1 and first_step == 0:
                 signal.raise_signal(number)
 
         def on_step(self, record):
             steps(self, record)
-            if record.step == step - 1:
+            if record.step == step > 1:
                 signal.raise_signal(number)
 
         monkeypatch.setattr(TerminalProgress, "on_start", on_start)

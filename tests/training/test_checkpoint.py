@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -7,12 +9,12 @@ from lorafit.errors import CheckpointError, StorageError
 from lorafit.training.checkpoint import (
     list_checkpoints,
     newest_verified,
-    prune_checkpoints,
     require_disk_space,
     sweep_staging,
     verify_checkpoint,
     write_checkpoint,
 )
+from lorafit.training.retention import plan_retention, prune_checkpoints, set_later_aside
 
 
 def fill(folder):
@@ -35,6 +37,7 @@ def test_a_written_checkpoint_verifies(tmp_path):
     assert not list(tmp_path.glob(".staging-*"))
 
 
+@pytest.mark.row("F17")
 def test_f17_every_flipped_byte_of_every_file_is_found(tmp_path):
     folder = write_checkpoint(tmp_path, 1, "me", fill)
     for name in ("weights", "state.json"):
@@ -107,9 +110,154 @@ def test_sweeping_removes_what_a_killed_save_left_and_follows_no_link(three, tmp
     assert len(list_checkpoints(three)) == 3
 
 
-def test_a_step_that_is_repeated_replaces_its_checkpoint(three):
-    write_checkpoint(three, 3, "me", lambda folder: (folder / "weights").write_bytes(b"new"))
+def rewrite(folder):
+    (folder / "weights").write_bytes(b"new")
+
+
+@pytest.mark.row("F15")
+def test_a_repeated_step_keeps_the_whole_checkpoint_that_is_there(three):
+    before = (three / "checkpoint-3" / "manifest.json").stat().st_ino
+    write_checkpoint(three, 3, "me", rewrite)
+    assert (three / "checkpoint-3" / "manifest.json").stat().st_ino == before
+    verify_checkpoint(three / "checkpoint-3")
+    assert not list(three.glob(".staging-*"))
+
+
+@pytest.mark.row("F15")
+def test_a_repeated_step_replaces_its_damaged_checkpoint(three):
+    (three / "checkpoint-3" / "weights").write_bytes(b"short")
+    write_checkpoint(three, 3, "me", rewrite)
     assert verify_checkpoint(three / "checkpoint-3").files["weights"]["bytes"] == 3
+    assert not list(three.glob(".staging-*"))
+
+
+@pytest.mark.row("F15", "F35")
+@pytest.mark.parametrize("foreign", ["folder", "file", "other run"])
+def test_what_others_left_at_the_target_is_renamed_and_never_deleted(three, foreign):
+    target = three / "checkpoint-4"
+    if foreign == "folder":
+        target.mkdir()
+        (target / "mine.txt").write_text("precious")
+    elif foreign == "file":
+        target.write_text("precious")
+    else:
+        write_checkpoint(three, 4, "someone else", fill)
+    notes = []
+    for _ in range(2):  # the second time, the name to rename it to is taken as well
+        write_checkpoint(three, 4, "me", fill, on_note=notes.append)
+        assert verify_checkpoint(target).run_id == "me"
+        shutil.copytree(three / "checkpoint-1", target, dirs_exist_ok=True)
+        (target / "manifest.json").write_text("not mine")
+    assert notes == [
+        "checkpoint-4 was not this run's: it is now set-aside-checkpoint-4",
+        "checkpoint-4 was not this run's: it is now set-aside-checkpoint-4-2",
+    ]
+    kept = three / "set-aside-checkpoint-4"
+    if foreign == "folder":
+        assert (kept / "mine.txt").read_text() == "precious"
+    elif foreign == "file":
+        assert kept.read_text() == "precious"
+    else:
+        assert verify_checkpoint(kept).run_id == "someone else"
+
+
+@pytest.mark.row("F14")
+def test_an_fsync_that_fails_publishes_nothing(three, monkeypatch):
+    calls = []
+
+    def failing(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StorageError, match="step 4 could not be written: Input/output error"):
+        write_checkpoint(three, 4, "me", fill)
+    assert [c.step for c in list_checkpoints(three)] == [1, 2, 3]
+    assert not list(three.glob(".staging-*"))
+
+
+@pytest.mark.row("F41")
+def test_data_reaches_the_disk_before_the_manifest_and_the_name_comes_last(tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor):
+        order.append(("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        fsync(descriptor)
+
+    def record_replace(source, target):
+        order.append(("rename", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    write_checkpoint(tmp_path, 1, "me", fill)
+    assert order == [
+        ("fsync", "state.json"),
+        ("fsync", "weights"),
+        ("fsync", ".staging-manifest.json"),
+        ("rename", "manifest.json"),
+        ("fsync", ".staging-checkpoint-1"),
+        ("rename", "checkpoint-1"),
+        ("fsync", tmp_path.name),
+    ]
+
+
+@pytest.mark.row("F9")
+def test_a_full_disk_is_told_with_what_it_takes_and_what_is_free(three, monkeypatch):
+    def full(folder):
+        fill(folder)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lorafit.training.checkpoint.free_bytes", lambda path: 512)
+    with pytest.raises(StorageError, match=r"it takes 1\.01 KiB or more, and 512 B are free"):
+        write_checkpoint(three, 4, "me", full)
+
+
+@pytest.mark.row("F13")
+def test_a_run_folder_that_vanished_is_not_made_again(tmp_path):
+    with pytest.raises(StorageError, match="the run folder vanished: the checkpoint of step 4"):
+        write_checkpoint(tmp_path / "gone", 4, "me", fill)
+    assert not (tmp_path / "gone").exists()
+
+
+def with_losses(run_dir, losses):
+    for step, loss in losses.items():
+        facts = {} if loss is None else {"validation_loss": loss}
+        write_checkpoint(run_dir, step, "me", fill, facts)
+
+
+def test_the_best_checkpoint_is_never_pruned(tmp_path):
+    with_losses(tmp_path, {1: 3.0, 2: 1.5, 3: None, 4: 2.0, 5: 2.5})
+    assert [p.name for p in prune_checkpoints(tmp_path, 2, "me")] == [
+        "checkpoint-1",
+        "checkpoint-3",
+    ]
+    plan = plan_retention(list_checkpoints(tmp_path), 2)
+    assert [(entry.checkpoint.step, entry.reason) for entry in plan] == [
+        (2, "best validation loss"),
+        (4, "among the newest 2"),
+        (5, "among the newest 2"),
+    ]
+    with_losses(tmp_path, {6: 1.0})
+    assert [p.name for p in prune_checkpoints(tmp_path, 2, "me")] == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
+
+
+def test_nothing_is_pruned_while_the_newest_is_damaged(three):
+    (three / "checkpoint-3" / "weights").write_bytes(b"short")
+    assert prune_checkpoints(three, 1, "me") == []
+    assert [c.step for c in list_checkpoints(three)] == [1, 2, 3]
+
+
+def test_later_checkpoints_are_set_aside_when_a_run_takes_another_course(three):
+    write_checkpoint(three, 9, "someone else", fill)
+    moved = set_later_aside(three, "me", 1)
+    assert {path.name for path in moved} == {"set-aside-checkpoint-2", "set-aside-checkpoint-3"}
+    assert [c.step for c in list_checkpoints(three)] == [1, 9]
 
 
 def test_the_step_is_the_manifests_and_not_the_folder_names(three):

@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 
+@pytest.mark.row("B11")
 def test_b11_a_folder_with_something_else_is_refused_and_left_alone(
     run_lorafit, train_arguments, tmp_path
 ):
@@ -20,6 +21,7 @@ def test_b11_a_folder_with_something_else_is_refused_and_left_alone(
     assert sorted(path.name for path in run_dir.iterdir()) == ["chapter-1.txt", "checkpoint-1000"]
 
 
+@pytest.mark.row("B11")
 def test_b11_a_file_is_refused(run_lorafit, train_arguments, tmp_path):
     (tmp_path / "run").write_text("a file")
     outcome = run_lorafit(*train_arguments(tmp_path / "run"))
@@ -27,6 +29,7 @@ def test_b11_a_file_is_refused(run_lorafit, train_arguments, tmp_path):
     assert f"{tmp_path / 'run'}: this is not a folder, and a run needs one" in outcome.err
 
 
+@pytest.mark.row("B11")
 def test_b11_a_parent_that_is_a_file_is_refused(run_lorafit, train_arguments, tmp_path):
     (tmp_path / "file").write_text("a file")
     outcome = run_lorafit(*train_arguments(tmp_path / "file" / "run"))
@@ -34,11 +37,13 @@ def test_b11_a_parent_that_is_a_file_is_refused(run_lorafit, train_arguments, tm
     assert str(tmp_path / "file") in outcome.err
 
 
+@pytest.mark.row("B11")
 def test_b11_an_empty_folder_is_fine(run_lorafit, train_arguments, tmp_path):
     (tmp_path / "run").mkdir()
     assert run_lorafit(*train_arguments(tmp_path / "run", max_steps=2)).code == 0
 
 
+@pytest.mark.row("B11")
 @pytest.mark.parametrize("existing", [True, False])
 def test_b11_a_folder_without_permission_is_refused(
     run_lorafit, train_arguments, tmp_path, monkeypatch, existing
@@ -56,6 +61,7 @@ def test_b11_a_folder_without_permission_is_refused(
     assert expected in outcome.err
 
 
+@pytest.mark.row("B12")
 def test_b12_the_folder_of_the_base_model_is_refused(
     run_lorafit, train_arguments, own_model, tmp_path
 ):
@@ -65,6 +71,7 @@ def test_b12_the_folder_of_the_base_model_is_refused(
     assert "is the folder of the base model, which would be mixed up" in outcome.err
 
 
+@pytest.mark.row("B12")
 def test_b12_the_folder_of_the_data_is_refused(run_lorafit, train_arguments, tiny_data):
     before = sorted(tiny_data.parent.iterdir())
     outcome = run_lorafit(*train_arguments(tiny_data.parent))
@@ -73,6 +80,7 @@ def test_b12_the_folder_of_the_data_is_refused(run_lorafit, train_arguments, tin
     assert sorted(tiny_data.parent.iterdir()) == before
 
 
+@pytest.mark.row("B12")
 def test_b12_a_folder_inside_of_the_base_model_is_its_own(
     run_lorafit, train_arguments, own_model, tmp_path
 ):
@@ -81,6 +89,7 @@ def test_b12_a_folder_inside_of_the_base_model_is_its_own(
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.row("B13")
 def test_b13_a_symlink_loop_is_refused(run_lorafit, train_arguments, tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
@@ -89,6 +98,7 @@ def test_b13_a_symlink_loop_is_refused(run_lorafit, train_arguments, tmp_path):
         assert outcome.code == 7, outcome.err
 
 
+@pytest.mark.row("B13")
 @pytest.mark.parametrize("name", ["x" * 300, "nul\0nul"])
 def test_b13_a_name_that_no_file_system_takes_is_refused(
     run_lorafit, train_arguments, tmp_path, name
@@ -98,6 +108,7 @@ def test_b13_a_name_that_no_file_system_takes_is_refused(
     assert "error: " in outcome.err
 
 
+@pytest.mark.row("B13")
 @pytest.mark.parametrize("name", ["with spaces", "émoji 🦜", "-dash"])
 def test_b13_odd_names_work(run_lorafit, train_arguments, tmp_path, name):
     outcome = run_lorafit(*train_arguments(tmp_path / name, max_steps=2))
@@ -107,13 +118,16 @@ def test_b13_odd_names_work(run_lorafit, train_arguments, tmp_path, name):
     assert f"lorafit evaluate --adapter {shlex.quote(str(adapter))} --data FILE" in outcome.err
 
 
+@pytest.mark.row("B13")
 def test_b13_a_name_that_is_not_utf8_is_refused(run_lorafit, train_arguments, tmp_path):
     outcome = run_lorafit(*train_arguments(tmp_path / os.fsdecode(b"latin-\xe9")))
-    assert outcome.code == 3
-    assert outcome.err.startswith("error: output_dir")
+    assert outcome.code == 7
+    assert outcome.err.startswith("error: flag --output-dir: '")
+    assert "latin-\\udce9' is not UTF-8, so it could not be recorded" in outcome.err
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.row("B13")
 def test_b13_control_characters_of_a_name_never_reach_the_terminal(
     run_lorafit, train_arguments, tmp_path
 ):

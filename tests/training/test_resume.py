@@ -137,6 +137,7 @@ def stopped(references, interrupted, tmp_path_factory):
     return references["stopped"]
 
 
+@pytest.mark.row("F37")
 @pytest.mark.parametrize(
     ("changes", "row"),
     [
@@ -165,6 +166,7 @@ def test_f37_a_changed_setting_is_refused_with_both_values(
     assert sorted(path.name for path in stopped.iterdir()) == before
 
 
+@pytest.mark.row("F37")
 @pytest.mark.parametrize("resume", ["auto", "checkpoint-2"])
 def test_f37_asking_for_it_does_not_mix_two_runs(run_lorafit, train_arguments, stopped, resume):
     wanted = resume if resume == "auto" else stopped / resume
@@ -173,6 +175,7 @@ def test_f37_asking_for_it_does_not_mix_two_runs(run_lorafit, train_arguments, s
     assert "seed  then: 42  now: 7" in outcome.err
 
 
+@pytest.mark.row("F37")
 def test_f37_changed_data_is_refused(run_lorafit, train_arguments, interrupted, tmp_path):
     data = write_jsonl(tmp_path / "rows.jsonl", colour_rows(20))
     interrupted(tmp_path / "run", 2, data=data)
@@ -184,6 +187,7 @@ def test_f37_changed_data_is_refused(run_lorafit, train_arguments, interrupted, 
     assert "data_sha256" in outcome.err
 
 
+@pytest.mark.row("F37")
 def test_f37_a_changed_base_model_is_refused(
     run_lorafit, train_arguments, interrupted, own_model, tmp_path
 ):
@@ -206,6 +210,7 @@ def test_what_does_not_change_numbers_may_change(
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.row("B14")
 def test_b14_resume_of_a_folder_that_is_not_there(run_lorafit, train_arguments, tmp_path):
     missing = tmp_path / "run" / "checkpoint-9"
     outcome = run_lorafit(*train_arguments(tmp_path / "run", "--resume", missing))
@@ -214,6 +219,7 @@ def test_b14_resume_of_a_folder_that_is_not_there(run_lorafit, train_arguments, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.row("B14")
 def test_b14_resume_auto_with_nothing_to_resume_starts_afresh_and_says_so(
     run_lorafit, train_arguments, tmp_path
 ):

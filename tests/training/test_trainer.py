@@ -8,16 +8,22 @@ from transformers import TrainerCallback
 from lorafit.config.schema import Settings
 from lorafit.data.collate import Collator
 from lorafit.data.load import load_source
+from lorafit.data.micro_batches import MicroBatchLimits
 from lorafit.model.build import add_adapter, load_base
 from lorafit.model.source import locate_model
 from lorafit.model.step import count_supervised, make_optimizer, training_step
 from lorafit.model.tokenizer import tokenizer_of
 from lorafit.report.tally import Tally
+from lorafit.training.oom import MemoryRecovery
 from lorafit.training.signals import StopRequest
 from lorafit.training.trainer import LoraTrainer, training_arguments
 
 pytestmark = pytest.mark.usefixtures("quiet_libraries")
 ACCUMULATION = 3
+
+
+def recovery():
+    return MemoryRecovery(limits=MicroBatchLimits(2), eval_batch_size=1, device=torch.device("cpu"))
 
 
 class Recorder(Tally):
@@ -71,10 +77,11 @@ def test_the_trainer_takes_the_very_steps_of_training_step(tiny_model, tmp_path,
 
     trained = build()
     trainer = LoraTrainer(
-        settings=settings, run_id="x", observers=[recorder], stop=StopRequest(), eval_batch_size=1,
-        model=trained, data_collator=recording, train_dataset=rows,
+        settings=settings, run_id="x", observers=[recorder], stop=StopRequest(),
+        model=trained, train_dataset=rows, recovery=recovery(), collate=recording,
+        eval_collate=collate,
         args=training_arguments(
-            settings, run_dir=tmp_path, micro_batch=2, accumulation=ACCUMULATION,
+            settings, run_dir=tmp_path, rows_per_step=2 * ACCUMULATION,
             dtype=torch.float32, device_kind="cpu", compile_model=False, validate=False,
             warmup_steps=0,
         ),
@@ -109,10 +116,11 @@ def test_tokens_are_counted_without_padding_over_the_whole_step(tiny_model, tmp_
     base = load_base(settings, source, torch.float32, torch.device("cpu"))
     recorder = Recorder()
     trainer = LoraTrainer(
-        settings=settings, run_id="x", observers=[recorder], stop=StopRequest(), eval_batch_size=1,
-        model=add_adapter(base, settings)[0], data_collator=Collator(0, 8), train_dataset=rows,
+        settings=settings, run_id="x", observers=[recorder], stop=StopRequest(),
+        model=add_adapter(base, settings)[0], train_dataset=rows, recovery=recovery(),
+        collate=Collator(0, 8), eval_collate=Collator(0, 8),
         args=training_arguments(
-            settings, run_dir=tmp_path, micro_batch=2, accumulation=3, dtype=torch.float32,
+            settings, run_dir=tmp_path, rows_per_step=6, dtype=torch.float32,
             device_kind="cpu", compile_model=False, validate=False,
             warmup_steps=0,
         ),

@@ -1,0 +1,196 @@
+"""`lorafit checkpoints`: list, verify, prune and compare the checkpoints of a run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorafit.cli import console
+from lorafit.cli.tables import plain_table
+from lorafit.errors import CheckpointError, UsageError
+from lorafit.text import escape_control, excerpt
+from lorafit.units import format_bytes
+
+SCHEMA_VERSION = 1
+_MAX_TENSORS = 8
+
+app = typer.Typer(no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN_DIR", help="The --output-dir of a run.", show_default=False)
+]
+
+
+@app.command("list")
+def list_command(run_dir: RunFolder, as_json: Json = False) -> None:
+    """List checkpoints: step, size, losses, whether whole, and what becomes of them.
+
+    Example: lorafit checkpoints list outputs/first
+    """
+    from lorafit.training.inventory import take_inventory
+
+    inventory = take_inventory(_existing(run_dir))
+    if as_json:
+        console.print_json({"schema_version": SCHEMA_VERSION, **inventory.as_dict()})
+        return
+    columns = ("checkpoint", "step", "size", "loss", "validation_loss", "whole", "kept")
+    rows = [
+        (
+            entry.folder.name,
+            entry.step,
+            None if entry.num_bytes is None else format_bytes(entry.num_bytes),
+            _figure(entry.loss),
+            _figure(entry.validation_loss),
+            entry.problem is None,
+            entry.fate,
+        )
+        for entry in inventory.entries
+    ]
+    if not rows:
+        console.say(f"no checkpoints in {escape_control(str(run_dir))}")
+    else:
+        console.out(plain_table(None, columns, rows))
+    for entry in inventory.entries:
+        if entry.problem is not None:
+            console.warn(entry.problem)
+    for line in inventory.forecast_lines():
+        console.say(line)
+
+
+@app.command()
+def verify(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_DIR|CHECKPOINT", help="A run, or one checkpoint.", show_default=False
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Check every file of every checkpoint against its manifest; exit 5 if one is damaged.
+
+    Example: lorafit checkpoints verify outputs/first
+    """
+    from lorafit.training.inventory import verify_all
+
+    results = verify_all(_existing(path))
+    if as_json:
+        console.print_json(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "checkpoints": [
+                    {"checkpoint": str(folder), "whole": problem is None, "problem": problem}
+                    for folder, problem in results
+                ],
+            }
+        )
+    for folder, problem in results:
+        if problem is None:
+            console.say(f"whole: {escape_control(str(folder))}")
+        else:
+            console.warn(problem)
+    damaged = [folder for folder, problem in results if problem is not None]
+    if damaged:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(results)} checkpoints cannot be used",
+            hint="a run passes them over by itself and continues from the newest whole one",
+        )
+    if not results:
+        raise CheckpointError("there are no checkpoints", where=str(path))
+
+
+@app.command()
+def prune(
+    run_dir: RunFolder,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="Newest checkpoints to keep; none: the run's save_total_limit."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be deleted; delete nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete a run's own checkpoints beyond the newest and the best; nothing else is touched.
+
+    Example: lorafit checkpoints prune outputs/first
+    """
+    from lorafit.training.inventory import prune_run
+
+    removed, freed = prune_run(_existing(run_dir), keep, dry_run=dry_run)
+    if as_json:
+        console.print_json(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "dry_run": dry_run,
+                "removed": [str(folder) for folder in removed],
+                "freed_bytes": freed,
+            }
+        )
+    verb = "would delete" if dry_run else "deleted"
+    for folder in removed:
+        console.say(f"{verb} {escape_control(str(folder))}")
+    console.say(
+        f"{verb} {len(removed)} checkpoint{'' if len(removed) == 1 else 's'}, {format_bytes(freed)}"
+    )
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="CHECKPOINT", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="CHECKPOINT", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Compare two checkpoints, of one run or of two: files, adapter, schedule, settings.
+
+    Example: lorafit checkpoints diff outputs/first/checkpoint-100 outputs/first/checkpoint-200
+    """
+    from lorafit.training.compare import compare_checkpoints
+
+    found = compare_checkpoints(_existing(first), _existing(second))
+    if as_json:
+        console.print_json({"schema_version": SCHEMA_VERSION, **found.as_dict()})
+        return
+    _show_comparison(found)
+
+
+def _show_comparison(found: Any) -> None:
+    one, other = found.first, found.second
+    facts = [
+        ("step", one.step, other.step),
+        ("loss", *(_figure(found_in.facts.get("loss")) for found_in in (one, other))),
+        ("validation_loss", *(_figure(found_in.validation_loss) for found_in in (one, other))),
+        ("learning_rate", *found.learning_rates),
+        *((name, *map(_brief, values)) for name, values in found.settings.items()),
+    ]
+    console.out(plain_table(None, ("", one.folder.name, other.folder.name), facts))
+    if found.is_equal:
+        console.say("equal, bit for bit: adapter, optimizer, schedule and random state")
+        return
+    console.say(f"different files: {escape_control(', '.join(found.different_files))}")
+    console.say(f"{len(found.tensors)} of {found.num_tensors} adapter tensors differ")
+    if found.tensors:
+        rows = [
+            (one.name, f"{one.relative_norm:.3g}", f"{one.max_difference:.3g}")
+            for one in found.tensors[:_MAX_TENSORS]
+        ]
+        columns = ("tensor", "relative change", "largest difference")
+        console.out(plain_table("most different", columns, rows))
+
+
+def _figure(loss: float | None) -> str | None:
+    return None if loss is None else f"{loss:.4f}"
+
+
+def _brief(value: object) -> str:
+    return excerpt(str(value), 40)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_dir():
+        raise UsageError(
+            f"there is no folder {excerpt(str(path))}",
+            hint="name the --output-dir of a run, or a checkpoint-N folder in it",
+        )
+    return path

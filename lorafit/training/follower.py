@@ -1,0 +1,28 @@
+"""A run as every process but the first one sees it: the same steps, and no word or file of it."""
+
+from lorafit.report.run_record import NoRecord
+from lorafit.training.agreement import follow
+from lorafit.training.distributed import World
+from lorafit.training.explain import errors_explained
+from lorafit.training.fit import verify_free_memory
+from lorafit.training.plan import RunPlan
+from lorafit.training.run import load_model, take_steps
+from lorafit.training.signals import StopRequest
+
+
+def follow_training(plan: RunPlan, world: World) -> None:
+    """Take part in the run that the first process leads with `run_training`.
+
+    Raises:
+        LorafitError: as `run_training`; or what ended another process.
+    """
+    with StopRequest() as stop, errors_explained(plan):
+        start = follow(world, plan)
+        if start.is_complete:
+            return
+        plan.require_fit()
+        verify_free_memory(plan)
+        model, device, _ = load_model(plan)
+        take_steps(plan, start, model, device, (), NoRecord(), stop, None, world)
+        # The first process still writes the adapter; a failure of that is one of all.
+        world.meet()

@@ -1,0 +1,1 @@
+"""Learning from rewards (GRPO) and from preferences (DPO), on TRL's trainers."""

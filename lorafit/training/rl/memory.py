@@ -1,0 +1,198 @@
+"""Memory of grpo and dpo: the traced training step over the rows that a micro-batch really has.
+
+grpo: a prompt becomes `num_generations` rows of prompt and answer; before the step the answers are
+written, with the weights, the optimizer's state and a cache of keys and values in memory and no
+activations, so that the peak is the larger of the two phases. dpo: a pair is two rows; the
+reference's log-probabilities are computed without gradient by the same weights with the adapter
+off, in memory that the step's activations take before and after it.
+
+Cache of keys and values: 2 x layers x key/value heads x head size x bytes a number, for each token
+(Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
+PagedAttention", section 3). transformers' cache grows by concatenation, so that one layer's keys
+or values are there twice for a moment.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from lorafit.config.batch import BatchPlan
+from lorafit.config.layers import Origin, Resolved
+from lorafit.config.schema import Settings
+from lorafit.hardware.info import DeviceInfo
+from lorafit.memory.architecture import Architecture, read_architecture
+from lorafit.memory.closed_form import compute_dtype
+from lorafit.memory.estimate import Estimate, Peak, verdict_of, verdict_reason
+from lorafit.memory.planner import FittedPlan
+from lorafit.model.source import ModelSource
+from lorafit.training.fit import estimate_run, model_config
+from lorafit.units import format_bytes
+
+_FP32_BYTES = 4
+_RESIDENT = ("weights_bytes", "adapter_bytes", "optimizer_bytes", "context_bytes")
+"""Parts of a step's peak that are also there while answers are written."""
+
+
+class Generation(NamedTuple):
+    """Bytes that writing answers takes beside what is resident."""
+
+    cache_bytes: int
+    """Keys and values of all rows at full length, and one layer's copy as the cache grows."""
+    logits_bytes: int
+    """fp32 logits of the next token of each row, and the probabilities that are sampled from."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Both together."""
+        return self.cache_bytes + self.logits_bytes
+
+
+def rows_per_unit(settings: Settings) -> int:
+    """Return the rows of a training step that one row of the data becomes."""
+    return {"sft": 1, "grpo": settings.num_generations, "dpo": 2}[settings.method]
+
+
+def generation_memory(
+    arch: Architecture, rows: int, tokens: int, bytes_per_number: int
+) -> Generation:
+    """Return what writing `rows` answers takes, `tokens` being prompt and answer of the longest."""
+    layer = 2 * arch.num_key_value_heads * arch.head_dim * bytes_per_number * rows * tokens
+    return Generation(
+        cache_bytes=layer * arch.num_layers + layer // 2,
+        logits_bytes=2 * _FP32_BYTES * rows * arch.vocab_size,
+    )
+
+
+def estimate_method_run(
+    settings: Settings, batch: BatchPlan, source: ModelSource, device: DeviceInfo, longest: int
+) -> Estimate:
+    """Return the peak memory of a run of any method.
+
+    Args:
+        settings: the settings of the run.
+        batch: its micro-batch, in rows of the data, and accumulation.
+        source: the base model.
+        device: where it runs.
+        longest: tokens of the longest sequence; for grpo, of prompt and answer.
+    """
+    factor = rows_per_unit(settings)
+    rows = batch.per_device_train_batch_size * factor
+    wide = replace(batch, per_device_train_batch_size=rows)
+    step = estimate_run(settings, wide, source, device, longest)
+    if settings.method == "sft":
+        return step
+    counted = _step_sentence(settings, batch, rows, longest)
+    if settings.method == "dpo":
+        return replace(step, reasons=(*step.reasons[:-1], counted, step.reasons[-1]))
+    return _with_generation(settings, step, counted, source, device, rows, longest)
+
+
+def _step_sentence(settings: Settings, batch: BatchPlan, rows: int, longest: int) -> str:
+    units = batch.per_device_train_batch_size
+    if settings.method == "dpo":
+        return (
+            f"counted: a training step on {rows} rows of {longest} tokens, chosen and rejected of "
+            f"{units} pairs; the reference's log-probabilities come from the same weights with "
+            "the adapter off and without gradient, within the step's peak"
+        )
+    return (
+        f"counted: a training step on {rows} rows of {longest} tokens, {settings.num_generations} "
+        f"answers to each of {units} prompts"
+    )
+
+
+def _with_generation(
+    settings: Settings,
+    step: Estimate,
+    counted: str,
+    source: ModelSource,
+    device: DeviceInfo,
+    rows: int,
+    longest: int,
+) -> Estimate:
+    config = model_config(source)
+    arch = read_architecture(config)
+    wide = compute_dtype(settings, config, device) == "float32"
+    writing = generation_memory(arch, rows, longest, 4 if wide else 2)
+    resident = sum(step.breakdown.get(name, 0) for name in _RESIDENT)
+    process = resident + writing.total_bytes
+    sentence = (
+        f"{counted}; before it, answers are written with {format_bytes(writing.cache_bytes)} of "
+        f"keys and values and {format_bytes(writing.logits_bytes)} of logits beside "
+        f"{format_bytes(resident)} that stay: {format_bytes(process)}, "
+    )
+    if process <= step.peak.process_bytes:
+        sentence += "less than the step's peak"
+        return replace(step, reasons=(*step.reasons[:-1], sentence, step.reasons[-1]))
+    context = step.breakdown.get("context_bytes", 0)
+    peak = Peak(process - context, process - context, process, "generation")
+    verdict = verdict_of(process, step.capacity_bytes, False)
+    parts = {name: (n if name in _RESIDENT else 0) for name, n in step.breakdown.items()}
+    parts["workspace_bytes"] = writing.cache_bytes
+    parts["logits_bytes"] = writing.logits_bytes
+    return replace(
+        step,
+        peak=peak,
+        breakdown=parts,
+        verdict=verdict,
+        reasons=(
+            *step.reasons[:-1],
+            sentence + "more than the step's peak",
+            verdict_reason(verdict, process, device),
+        ),
+    )
+
+
+def fit_method(
+    resolved: Resolved,
+    batch: BatchPlan,
+    source: ModelSource,
+    device: DeviceInfo,
+    lengths: Sequence[int],
+) -> tuple[Resolved, FittedPlan]:
+    """Return the settings with the largest micro-batch that fits, and how it was searched for.
+
+    A micro-batch without checkpointing is taken before one with it: it computes nothing twice. The
+    effective batch stays what it is; where nothing fits, so do the settings.
+    """
+    settings = resolved.settings
+    effective = batch.effective_batch_size
+    sizes = [n for n in range(min(effective, len(lengths)), 0, -1) if effective % n == 0]
+    limit = settings.memory_fraction * device.usable_bytes
+    factor = rows_per_unit(settings)
+    estimate, tried = None, 0
+    for checkpoints in (False, True):
+        for size in sizes:
+            changed: dict[str, Any] = {
+                "per_device_train_batch_size": size,
+                "gradient_accumulation_steps": effective // size,
+                "gradient_checkpointing": checkpoints,
+                "checkpointed_layers": None,
+                "effective_batch_size": None,
+            }
+            candidate = settings.model_copy(update=changed)
+            split = replace(
+                batch,
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=effective // size,
+            )
+            estimate = estimate_method_run(candidate, split, source, device, max(lengths))
+            tried += 1
+            if estimate.peak.process_bytes > limit:
+                continue
+            origins = {
+                **resolved.origins,
+                **dict.fromkeys(changed, Origin("hardware", "planner")),
+            }
+            reason = (
+                f"micro-batch {size} ({size * factor} rows a step) "
+                f"{'with' if checkpoints else 'without'} checkpointing: the first of "
+                f"{2 * len(sizes)} plans, from the largest, that fits {settings.memory_fraction:.0%}"
+                f" of {format_bytes(device.usable_bytes)}"
+            )
+            layers = read_architecture(model_config(source)).num_layers
+            fitted = FittedPlan(candidate, estimate, (), layers, reason)
+            return replace(resolved, settings=candidate, origins=origins), fitted
+    layers = read_architecture(model_config(source)).num_layers
+    reason = f"none of {tried} plans fits {settings.memory_fraction:.0%} of the device's memory"
+    return resolved, FittedPlan(None, estimate, (), layers, reason)
