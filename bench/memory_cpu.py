@@ -15,6 +15,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -125,14 +126,20 @@ def train(run: Run) -> dict[str, int]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from lorafit.hardware.detect import detect_device
     from lorafit.memory.estimate import parse_config
     from lorafit.memory.malloc import return_freed_blocks
     from lorafit.memory.trace import train_full_rows
     from lorafit.model.build import add_adapter, attention_name
+    from lorafit.model.lean.cpu_products import choose_cpu_products
     from lorafit.model.libraries import prepare_libraries
 
     prepare_libraries()
+    # What `lorafit train` loads besides: the Trainer, and TensorBoard's writer.
+    import_module("lorafit.training.trainer")
+    import_module("torch.utils.tensorboard")
     settings = run_settings(run)
+    choose_cpu_products(detect_device("cpu").name)
     config = parse_config(model_config(run.model), run.model)
     return_freed_blocks()
     with torch.device("meta"):

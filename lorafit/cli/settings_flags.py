@@ -77,7 +77,10 @@ class RunChoices:
 def with_settings(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command a flag for every setting, collected in its `choices: RunChoices` argument."""
     own = [p for n, p in inspect.signature(function).parameters.items() if n != "choices"]
-    generated = [*_source_parameters(), *map(_flag_parameter, Settings.model_fields)]
+    # A command's own flag goes before a setting of that name: generate samples at a temperature.
+    taken = {parameter.name for parameter in own}
+    free = [name for name in Settings.model_fields if name not in taken]
+    generated = [*_source_parameters(), *map(_flag_parameter, free)]
 
     @functools.wraps(function)
     def command(**arguments: Any) -> None:
