@@ -5,26 +5,23 @@ trace describes nothing of its own.
 """
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from lorafit.config.schema import Settings
-from lorafit.data.micro_batches import token_budget
 from lorafit.hardware.info import DeviceKind
 from lorafit.memory.events import Category, Phase, Trace
 from lorafit.memory.gpu import GpuTraits
+from lorafit.memory.trace_batches import EndToEnd, choose_rows, full_batch
+from lorafit.memory.trace_libraries import bitsandbytes_on_meta, grouped_kernels
 from lorafit.memory.trace_load import load_empty, quantize_structure
 from lorafit.memory.trace_operators import CpuOperators, CudaOperators
 from lorafit.memory.tracer import StorageTracer
 from lorafit.model import build, step
-from lorafit.model.attention import ATTENTION_NAME, BlockAttention, choose_block_attention
 from lorafit.model.lean.products import tracing_for
 
 if TYPE_CHECKING:
@@ -50,17 +47,6 @@ class TraceRequest:
     products and a softmax, as it is on Metal when gradients are wanted."""
     capacity_bytes: int | None = None
     """Memory of the device, which limits what transformers asks for ahead of loading."""
-
-
-_SHORT_ROW = 64
-"""Tokens of the rows in a bin, where they are not known: their mean is seldom lower."""
-
-
-class EndToEnd(NamedTuple):
-    """Rows without padding: what computes their attention, and on what kind of device."""
-
-    attention: BlockAttention
-    device_kind: DeviceKind
 
 
 def trace_training(request: TraceRequest) -> Trace:
@@ -140,7 +126,7 @@ def _run_steps(
     tracer: StorageTracer | None = None,
 ) -> None:
     micro_batches = [
-        _batch(model, settings, device, plain_script=plain_script, end_to_end=end_to_end)
+        full_batch(model, settings, device, plain_script=plain_script, end_to_end=end_to_end)
         for _ in range(min(settings.gradient_accumulation_steps, 2))
     ]
     num_targets = settings.per_device_train_batch_size * (settings.max_length - 1)
@@ -212,108 +198,20 @@ def _hold_outputs(model: torch.nn.Module) -> list[Any]:
     return held
 
 
-def _batch(
-    model: Any,
-    settings: Settings,
-    device: torch.device,
-    *,
-    plain_script: bool,
-    end_to_end: EndToEnd | None,
-) -> dict[str, Any]:
-    """Return a micro-batch of full rows, with what `data.collate.Collator` puts into one.
-
-    Plain scripts pass the inputs as labels too, and no mask.
-    """
-    if end_to_end is not None:
-        return _batch_end_to_end(settings, device, end_to_end)
-    shape = (settings.per_device_train_batch_size, settings.max_length)
-    inputs = torch.zeros(shape, dtype=torch.int64, device=device)
-    if plain_script:
-        return {"input_ids": inputs, "labels": inputs}
-    batch = {
-        "input_ids": inputs,
-        "attention_mask": torch.ones_like(inputs),
-        "labels": torch.zeros_like(inputs),
-    }
-    if build.choose_loss(model.get_base_model(), settings).value:
-        # Every position but the last of a row predicts a token.
-        positions = torch.arange(shape[0] * (shape[1] - 1), device=device)
-        batch |= {"target_positions": positions, "targets": torch.zeros_like(positions)}
-    return batch
-
-
-def _batch_end_to_end(
-    settings: Settings, device: torch.device, end_to_end: EndToEnd
-) -> dict[str, Any]:
-    """Return the largest micro-batch without padding, as `data.collate.EndToEndCollator` makes it.
-
-    Memory depends on its tokens, not on how they are spread over rows, but for one thing: the
-    backward of the varlen kernel rounds every row up. It gets as many rows as a step can have.
-    """
-    rows, length = settings.per_device_train_batch_size, settings.max_length
-    num_tokens = token_budget(rows, length, end_to_end.device_kind).value
-    by_document = end_to_end.attention == "documents"
-    if by_document:
-        lengths = [length] * (num_tokens // length)
-        lengths += [num_tokens % length] if num_tokens % length else []
-    else:
-        num_rows = rows * settings.gradient_accumulation_steps
-        if settings.packing:
-            num_rows = max(num_rows, num_tokens // _SHORT_ROW)
-        num_rows = min(num_rows, num_tokens // 2)
-        lengths = [num_tokens - 2 * (num_rows - 1), *[2] * (num_rows - 1)]
-    # Values matter to real kernels; on `meta` they are ignored.
-    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
-    inputs = torch.zeros(1, num_tokens, dtype=torch.int64, device=device)
-    positions = torch.arange(num_tokens - min(rows, len(lengths)), device=device)
-    batch: dict[str, Any] = {
-        "input_ids": inputs,
-        "position_ids": torch.zeros_like(inputs),
-        "cu_seq_lens_q": starts,
-        "cu_seq_lens_k": starts.clone(),
-        "max_length_q": max(lengths),
-        "max_length_k": max(lengths),
-        "target_positions": positions,
-        "targets": torch.zeros_like(positions),
-    }
-    return batch | ({"document_lengths": tuple(lengths)} if by_document else {})
-
-
 def _rows_of(request: TraceRequest, model: Any) -> EndToEnd | None:
     """Return how rows go without padding on the device that is asked about, if they do."""
     if request.plain_script:
         return None
     kind: DeviceKind = "cuda" if request.gpu else "cpu" if request.on_cpu else "mps"
     capability = request.gpu.compute_capability if request.gpu else None
-    return _choose_rows(model, request.settings, kind, capability, request.dtype)
+    return choose_rows(model, request.settings, kind, capability, request.dtype)
 
 
 def _rows_on(model: Any, settings: Settings, device: torch.device) -> EndToEnd | None:
     """Return how rows go without padding on a device that is there, if they do."""
     kind: DeviceKind = "mps" if device.type == "mps" else "cuda" if device.type == "cuda" else "cpu"
     capability = torch.cuda.get_device_capability(device) if kind == "cuda" else None
-    return _choose_rows(model, settings, kind, capability, model.get_base_model().dtype)
-
-
-def _choose_rows(
-    model: Any,
-    settings: Settings,
-    kind: DeviceKind,
-    capability: tuple[int, int] | None,
-    dtype: torch.dtype,
-) -> EndToEnd | None:
-    base = model.get_base_model()
-    if base.config._attn_implementation != ATTENTION_NAME:
-        return None
-    attention = choose_block_attention(
-        settings,
-        base.config,
-        loss=build.choose_loss(base, settings),
-        device_kind=kind,
-        compute_capability=capability,
-        dtype=dtype,
-    ).value
-    return None if attention is None else EndToEnd(attention, kind)
+    return choose_rows(model, settings, kind, capability, model.get_base_model().dtype)
 
 
 @contextlib.contextmanager
@@ -326,57 +224,10 @@ def _device_paths(request: TraceRequest) -> Iterator[None]:
         return
     efficient = request.settings.attn_implementation == "sdpa-efficient"
     with (
-        _grouped_kernels(),
+        grouped_kernels(),
         CudaOperators(request.gpu, efficient_attention=efficient),
         tracing_for("cuda"),
     ):
-        yield
-
-
-@contextlib.contextmanager
-def bitsandbytes_on_meta(tracer: StorageTracer) -> Iterator[None]:
-    """Let bitsandbytes work on `meta`, and leave nothing of it behind.
-
-    Paged optimizers get their managed memory, which no allocator of torch has, and the tables of
-    quantization that it keeps for the process are put back: on `meta` they have no numbers.
-    """
-    from bitsandbytes import functional
-
-    def paged(*shape: int, dtype: torch.dtype = torch.float32, **_: Any) -> torch.Tensor:
-        with _disable_current_modes():
-            buffer: Any = torch.empty(shape, dtype=dtype, device="meta")
-        tracer.exclude(buffer)
-        buffer.is_paged, buffer.page_deviceid = True, 0
-        result: torch.Tensor = buffer
-        return result
-
-    with (
-        mock.patch.dict(functional.name2qmap, clear=True),
-        mock.patch.object(functional, "get_paged", paged),
-        mock.patch.object(functional, "prefetch_tensor", return_value=None),
-        mock.patch.object(functional, "fill", return_value=None),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def _grouped_kernels() -> Iterator[None]:
-    """Let `meta` tensors take the grouped kernels that CUDA tensors take in optimizers."""
-    from torch.utils import _foreach_utils
-
-    optimizer_module = sys.modules[torch.optim.Optimizer.__module__]
-    foreach = [*_foreach_utils._get_foreach_kernels_supported_devices(), "meta"]
-    fused = [*_foreach_utils._get_fused_kernels_supported_devices(), "meta"]
-    with contextlib.ExitStack() as stack:
-        for module in (_foreach_utils, optimizer_module):
-            for name, devices in (
-                ("_get_foreach_kernels_supported_devices", foreach),
-                ("_get_fused_kernels_supported_devices", fused),
-            ):
-                if hasattr(module, name):
-                    stack.enter_context(
-                        mock.patch.object(module, name, lambda devices=devices: devices)
-                    )
         yield
 
 

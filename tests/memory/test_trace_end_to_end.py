@@ -11,7 +11,8 @@ from test_trace import make_config, make_settings
 from lorafit.memory.cuda_attention import ATTENTION
 from lorafit.memory.gpu import GpuTraits
 from lorafit.memory.scratch import Call
-from lorafit.memory.trace import EndToEnd, TraceRequest, trace_steps, trace_training
+from lorafit.memory.trace import TraceRequest, trace_steps, trace_training
+from lorafit.memory.trace_batches import EndToEnd
 from lorafit.memory.trace_operators import CpuOperators
 from lorafit.memory.tracer import StorageTracer
 from lorafit.model.build import add_adapter, attention_name
