@@ -69,6 +69,7 @@ def shipped_rows() -> list[Row]:
     return [
         _row(preset.name, hardware)
         for preset in list_presets()
+        if "/" not in preset.name  # the families are for other models: docs/SYSTEMS.md
         for hardware in (tuple(k for k in preset.rows if k != DEFAULT_ROW) or DEFAULT_DEVICES)
     ]
 
