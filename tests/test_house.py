@@ -35,6 +35,8 @@ FORBIDDEN = {
     "remote code": r"trust_remote_code\s*=\s*(?!False)",
     "archives": r"extractall|unpack_archive",
 }
+# Reward functions are the person's own code, run where the command line names their file.
+THE_PERSONS_OWN = ("exec", PACKAGE / "training" / "rl" / "rewards.py")
 
 
 def part_of(path):
@@ -100,7 +102,7 @@ def test_nothing_in_the_package_can_run_code_from_a_file(what):
         f"{path}:{number}"
         for path in MODULES
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if pattern.search(line)
+        if pattern.search(line) and (what, path) != THE_PERSONS_OWN
     ]
     assert not found
 

@@ -58,6 +58,17 @@ class Question:
         return self.is_plain_script and settings.kernels == "stock"
 
     def _answer(self, settings: Settings) -> "Estimate":
+        if settings.method == "sft":
+            return self._answer_step(settings)
+        from lorafit.training.rl.memory import estimate_with_method
+
+        def step_of(rows: int) -> "Estimate":
+            wide = {"per_device_train_batch_size": rows}
+            return self._answer_step(settings.model_copy(update=wide))
+
+        return estimate_with_method(settings, self.config, self.device, step_of)
+
+    def _answer_step(self, settings: Settings) -> "Estimate":
         from lorafit.hardware.capabilities import verify_supported
         from lorafit.memory.cache import cached_estimate
 

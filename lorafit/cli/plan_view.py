@@ -132,6 +132,8 @@ def _batch(plan: RunPlan) -> list[Line]:
     if batching.packing is not None:
         lines.append(_fact(batching.packing.describe()))
         lines.append(_why("micro-batch, effective batch and steps count bins"))
+    if plan.settings.method != "sft":
+        return lines
     return [*lines, _why(batching.attention.reason), _why(batching.limits_reason)]
 
 
@@ -198,6 +200,7 @@ def _memory(plan: RunPlan) -> list[Line]:
             f"{format_bytes(estimate.capacity_bytes)} usable"
         ),
         _why(estimate.reasons[-1]),
+        *([] if plan.settings.method == "sft" else [_why(plan.reasons()["method"])]),
         *([] if plan.planner is None else _planner(plan.planner)),
     ]
 

@@ -107,6 +107,10 @@ class TerminalProgress:
         ]
         if record.validation_loss is not None:
             parts.append(f"validation loss {record.validation_loss:.4f}")
+        if record.reward is not None:
+            parts.insert(1, f"reward {record.reward:.4f}")
+        if record.reward_margin is not None:
+            parts.insert(1, f"margin {record.reward_margin:.4f}")
         done = record.step - state.first_step
         left = (time.monotonic() - state.started) / done * (state.num_steps - record.step)
         return "  ".join(parts) + f"  left {format_duration(left)}"

@@ -256,6 +256,8 @@ def _say_summary(result: Any) -> None:
         loss = f"loss {figures['first_loss']:.4f} -> {figures['final_loss']:.4f}"
         if figures["validation_loss"] is not None:
             loss += f", validation {figures['validation_loss']:.4f}"
+        if "final_reward" in figures:
+            loss += f", reward {figures['first_reward']:.4f} -> {figures['final_reward']:.4f}"
         console.say(f"done: {figures['steps']} steps, {loss}")
         console.say(
             f"{figures['tokens']:,} tokens at {figures['tokens_per_second']:,.0f} a second, "

@@ -7,9 +7,9 @@ from lorafit.config.schema import Settings
 
 GRPO_ONLY = ("reward_functions", "num_generations", "max_completion_length", "temperature")
 _NEVER_USED = (
-    "packing", "train_on_prompt", "prompt_template", "completion_template", "label_smoothing_factor",
-    "validation_data", "validation_split", "eval_steps", "early_stopping_patience",
-    "load_best_model_at_end", "sample_prompts",
+    "packing", "train_on_prompt", "prompt_template", "completion_template",
+    "label_smoothing_factor", "validation_data", "validation_split", "eval_steps",
+    "early_stopping_patience", "load_best_model_at_end", "sample_prompts",
 )  # fmt: skip
 DEFAULT_BETA = {"grpo": 0.0, "dpo": 0.1}
 """What `beta` none means: that of the DPO paper, and no pull where rewards are computed."""
@@ -46,12 +46,6 @@ def method_conflicts(
                 f"method {method} does not use it: it would have no effect",
                 f"leave {name} out",
             )
-    if method == "grpo" and settings.reward_functions is None:
-        yield (
-            ("method",),
-            "grpo learns from rewards, and no reward function is named",
-            "add --reward-functions FILE.py (see docs/RL.md)",
-        )
     if method == "grpo" and settings.max_completion_length >= settings.max_length:
         yield (
             ("max_completion_length", "max_length"),

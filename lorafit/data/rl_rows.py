@@ -1,4 +1,4 @@
-"""Rows for learning from rewards or preferences: prompts with their fields, and pairs of answers."""
+"""Rows to learn from rewards or preferences: prompts with their fields, and pairs of answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from lorafit.data.fingerprint import file_state, hash_file, hash_records, verify
 from lorafit.data.load import TrainingData
 from lorafit.data.problems import Problems
 from lorafit.data.reading import Row, iterate_rows, type_name
-from lorafit.data.records import Message, Record, RecordSet
+from lorafit.data.records import Message, Record, RecordKind, RecordSet
 from lorafit.data.report import DataReport, describe_source
 from lorafit.data.sources import HubSource, resolve_source
 from lorafit.data.templates import RowError, check_text, render_prompt
@@ -69,7 +69,7 @@ def load_method_data(settings: Settings, tokenizer: Any) -> MethodData:
     else:
         sha256 = hash_file(source)
         verify_unchanged(source, before)
-    kind = "prompt-completion" if settings.method == "dpo" else "text"
+    kind: RecordKind = "prompt-completion" if settings.method == "dpo" else "text"
     listed = RecordSet(source.name, kind, records, len(rows), 0, ())
     if settings.method == "grpo":
         return _prompts(settings, tokenizer, listed, [r for _, r in made], sha256, chat)
@@ -160,8 +160,9 @@ def _prompts(
     sha256: str,
     chat: ChatFormat | None,
 ) -> MethodData:
-    # The tokens of a prompt are counted as those of a text; what is learnt, the model writes.
     train = tokenize_records(records.records, tokenizer, settings)
+    # A prompt is read, not learnt: what is learnt, the model writes.
+    train.counts = replace(train.counts, supervised_tokens=0)
     lengths = tuple(
         len(encode_prompt(tokenizer, row["prompt"])) + settings.max_completion_length
         for row in rows

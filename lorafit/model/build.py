@@ -17,6 +17,7 @@ from lorafit.errors import ConfigError, ModelError, Problem
 from lorafit.hardware.info import Choice
 from lorafit.model.attention import ATTENTION_NAME, wants_block_attention
 from lorafit.model.lean.install import choose_lean_layers, install_lean_layers
+from lorafit.model.libraries import import_bitsandbytes
 from lorafit.model.lora import Targets, choose_targets, lora_config, trainable_by_module
 from lorafit.model.loss import install_chunked_loss, why_not_chunked
 from lorafit.model.source import read_config
@@ -97,6 +98,7 @@ def load_base(
     """
     from transformers import AutoModelForCausalLM
 
+    import_bitsandbytes()
     options: dict[str, Any] = {}
     quantization = quantization_config(settings, dtype)
     if quantization is not None:
@@ -173,6 +175,7 @@ def add_adapter(base: "PreTrainedModel", settings: Settings) -> "tuple[PeftModel
     Raises:
         ConfigError: target_modules or modules_to_save name what the model does not have.
     """
+    import_bitsandbytes()
     from peft import get_peft_model
 
     targets = choose_targets(base, base.config.model_type, settings.target_modules)

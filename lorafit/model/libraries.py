@@ -27,10 +27,9 @@ def prepare_libraries() -> None:
     for name in ("bitsandbytes", "accelerate", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate)\..*")
-    _import_bitsandbytes()
 
 
-def _import_bitsandbytes() -> None:
+def import_bitsandbytes() -> None:
     """Import bitsandbytes, which PEFT will, without torch's compiler.
 
     It wraps functions for devices without kernels of its own in `torch.compile` as it is imported,

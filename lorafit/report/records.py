@@ -28,6 +28,19 @@ class StepRecord:
     """Peak of the step: CUDA's allocated, MPS's driver-allocated, or the process's memory."""
     memory_reserved_bytes: int
     validation_loss: float | None = None
+    reward: float | None = None
+    """grpo: mean of the summed rewards over all answers of the step."""
+    reward_std: float | None = None
+    rewards: dict[str, float] | None = None
+    """grpo: mean of each reward function, by its name."""
+    kl: float | None = None
+    """grpo with beta above 0: mean KL divergence from the model before training, in nats."""
+    completion_length: float | None = None
+    """grpo: mean tokens of an answer."""
+    reward_margin: float | None = None
+    """dpo: mean of the chosen answer's reward less the rejected one's."""
+    reward_accuracy: float | None = None
+    """dpo: share of the pairs whose chosen answer has the higher reward."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record without the fields that do not apply."""

@@ -15,6 +15,8 @@ class Tally:
         self.tokens = 0
         self.seconds = 0.0
         self.peak_memory_bytes = 0
+        self.first_reward: float | None = None
+        self.last_reward: float | None = None
         self.validation_losses: list[tuple[int, float]] = []
         self.checkpoints: list[int] = []
 
@@ -28,6 +30,10 @@ class Tally:
         self.tokens += record.tokens
         self.seconds += record.seconds
         self.peak_memory_bytes = max(self.peak_memory_bytes, record.memory_reserved_bytes)
+        reward = record.reward if record.reward is not None else record.reward_margin
+        if reward is not None:
+            self.first_reward = reward if self.first_reward is None else self.first_reward
+            self.last_reward = reward
         if record.validation_loss is not None:
             self.validation_losses.append((record.step, record.validation_loss))
 
@@ -54,8 +60,15 @@ class Tally:
             "validation_loss": self.validation_losses[-1][1] if self.validation_losses else None,
             "best_validation_loss": best[1] if best else None,
             "best_validation_step": best[0] if best else None,
+            **self._rewards(),
             "tokens": self.tokens,
             "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
             "peak_memory_bytes": self.peak_memory_bytes,
             "checkpoints": self.checkpoints,
         }
+
+    def _rewards(self) -> dict[str, Any]:
+        """Return the reward (grpo) or margin (dpo) of the first and the last step, if any."""
+        if self.last_reward is None:
+            return {}
+        return {"first_reward": self.first_reward, "final_reward": self.last_reward}

@@ -15,6 +15,11 @@ from lorafit.config.schema import Settings
 from lorafit.doctor.redact import redact
 from lorafit.report.records import StepRecord
 
+# Figures that only grpo or dpo have.
+_METHOD_FIGURES = (
+    "reward", "reward_std", "kl", "completion_length", "reward_margin", "reward_accuracy",
+)  # fmt: skip
+
 
 def curves_of(record: StepRecord) -> dict[str, float]:
     """Return the figures of a step under the names that every tracker shows."""
@@ -28,6 +33,12 @@ def curves_of(record: StepRecord) -> dict[str, float]:
     }
     if record.validation_loss is not None:
         curves["validation/loss"] = record.validation_loss
+    for name in _METHOD_FIGURES:
+        value = getattr(record, name)
+        if value is not None:
+            curves[f"train/{name}"] = value
+    for name, value in (record.rewards or {}).items():
+        curves[f"rewards/{name}"] = value
     return curves
 
 

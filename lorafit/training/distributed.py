@@ -16,19 +16,31 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed import (  # type: ignore[attr-defined]  # exported without saying so
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
 from lorafit.data.micro_batches import StepRows
-from lorafit.errors import DeviceError, ExitCode, LorafitError, PeerError, RunInterruptedError
+from lorafit.errors import (
+    DeviceError,
+    DivergedError,
+    ExitCode,
+    LorafitError,
+    PeerError,
+    RunInterruptedError,
+)
 from lorafit.hardware.processes import VARIABLES, Processes
+from lorafit.memory.data_parallel import BUCKET_BYTES
 from lorafit.text import excerpt
-from lorafit.training.failures import FailureBoard
+from lorafit.training.failures import FailureBoard, Told
 from lorafit.training.watchdog import Watchdog
 
-BUCKET_BYTES = 25 * 1024**2
-"""Gradients are exchanged in pieces of this size: large enough for the links, and all the memory
-that the exchange takes."""
 _SLACK_SECONDS = 60
 """How much longer a library waits than the watchdog, whose message names the culprit."""
+_SECOND_WORD_SECONDS = {False: 2.0, True: 15.0}
+"""How long another process leaves the word to the first: longer where both surely have it."""
 # accelerate and MPI start-up code would take them for a call to set up processes of their own.
 _HIDDEN = (*VARIABLES, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -185,7 +197,9 @@ class World:
             raise
         except RuntimeError as problem:
             assert self._board is not None
-            told = self._board.wait(3.0)
+            told = None
+            with contextlib.suppress(RuntimeError):
+                told = self._board.wait(3.0)
             if told is not None:
                 raise told.error() from problem
             line = (str(problem) or type(problem).__name__).splitlines()[0]
@@ -210,22 +224,37 @@ class World:
             return  # all of them end in the same way
         if isinstance(failure, PeerError) and failure.is_told:
             raise SystemExit(int(failure.exit_code))
-        # Most errors strike all processes alike: then process 0 is the one to say it.
-        told = None if self.is_main else self._board.wait(2.0)
-        if told is None:
+        if self.is_main:
             told = self._board.tell(self.rank, failure)
+        else:
+            told = self._second_word(self._board, failure)
         if told is not None:
             raise SystemExit(told.code)
 
-    def close(self, *, failed: bool) -> None:
-        """Leave the group; after a failure only once the others had time to read what it was."""
+    def _second_word(self, board: FailureBoard, failure: BaseException) -> Told | None:
+        """Return what was told before, after process 0 had time to say what strikes all alike."""
+        try:
+            told = board.wait(_SECOND_WORD_SECONDS[isinstance(failure, DivergedError)])
+            return board.tell(self.rank, failure) if told is None else told
+        except RuntimeError:
+            if isinstance(failure, PeerError):
+                return None
+            # Process 0, which served the store, ended before: with the same error.
+            code = failure.exit_code if isinstance(failure, LorafitError) else ExitCode.BUG
+            return Told(0, str(failure), None, int(code))
+
+    def close(self, *, lost: bool = False) -> None:
+        """Leave the group, process 0 last: the others may still read what it serves.
+
+        With `lost` another process is gone, and is not waited for.
+        """
         if self._watchdog is not None:
             self._watchdog.stop()
         if distributed.is_initialized():
             with contextlib.suppress(RuntimeError):
                 distributed.destroy_process_group()
         if self._board is not None:
-            self._board.leave(waits=failed and self.is_main)
+            self._board.leave(patience_seconds=20.0 if self.is_main and not lost else 0.0)
 
 
 Bucket = list[torch.nn.Parameter]
@@ -251,23 +280,7 @@ def _count(bucket: Bucket) -> int:
 
 
 def _pieces(flat: torch.Tensor, bucket: Bucket) -> Sequence[torch.Tensor]:
-    return flat.split([parameter.numel() for parameter in bucket])
-
-
-def bucket_bytes(sizes: Sequence[int], itemsize: int = 4) -> int:
-    """Return the memory that exchanging gradients takes: the largest bucket.
-
-    Args:
-        sizes: elements of each trainable parameter, in model order, all of one dtype.
-        itemsize: bytes of an element.
-    """
-    largest = used = 0
-    for size in sizes:
-        if used and used + size * itemsize > BUCKET_BYTES:
-            used = 0
-        used += size * itemsize
-        largest = max(largest, used)
-    return largest
+    return torch.split(flat, [parameter.numel() for parameter in bucket])
 
 
 @contextlib.contextmanager
@@ -289,16 +302,15 @@ def open_world(processes: Processes, device_kind: str, timeout_seconds: int) -> 
         return
     with _hidden_variables() as environ:
         world = _join(processes, environ, device_kind, timeout_seconds)
-        failed = True
+        lost = False
         try:
             yield world
-            failed = False
         except BaseException as failure:
-            failed = not isinstance(failure, RunInterruptedError)
+            lost = isinstance(failure, PeerError) and not failure.is_told
             world.report(failure)
             raise
         finally:
-            world.close(failed=failed)
+            world.close(lost=lost)
 
 
 @contextlib.contextmanager
@@ -321,11 +333,9 @@ def _join(
     attempt = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     timeout = datetime.timedelta(seconds=timeout_seconds)
 
-    def connect(is_master: bool, patience: datetime.timedelta) -> distributed.Store:
-        store = distributed.TCPStore(
-            host, port, None, is_master, timeout=patience, wait_for_workers=False
-        )
-        return distributed.PrefixStore(f"lorafit/{attempt}", store)
+    def connect(is_master: bool, patience: datetime.timedelta) -> Store:
+        store = TCPStore(host, port, None, is_master, timeout=patience, wait_for_workers=False)
+        return PrefixStore(f"lorafit/{attempt}", store)
 
     try:
         store = connect(serves, timeout)
@@ -349,9 +359,3 @@ def _join(
     watchdog = Watchdog(processes, board, timeout_seconds)
     watchdog.start()
     return World(processes, board, watchdog)
-
-
-def prefixed(failure: LorafitError, rank: int) -> LorafitError:
-    """Return the failure as said by a process that is not the first one."""
-    failure.args = (f"rank {rank}: {failure}",)
-    return failure

@@ -5,7 +5,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined]  # exported without saying so
 
 from lorafit.errors import ExitCode, LorafitError, PeerError
 from lorafit.hardware.processes import Processes
@@ -50,9 +50,9 @@ class FailureBoard:
                 if self._store.add("failed", 1) == 1:
                     self._store.set("failure", json.dumps(document))
                     return None
+            return self.wait(2.0)
         except RuntimeError:
             return None
-        return self.wait(2.0)
 
     def read(self) -> Told | None:
         """Return the failure, if one was told.
@@ -66,13 +66,14 @@ class FailureBoard:
             return Told(**json.loads(self._store.get("failure")))
 
     def wait(self, seconds: float) -> Told | None:
-        """Return the failure as soon as it is told; None after `seconds` without."""
+        """Return the failure as soon as it is told; None after `seconds` without.
+
+        Raises:
+            RuntimeError: the store does not answer.
+        """
         deadline = time.monotonic() + seconds
         while True:
-            try:
-                told = self.read()
-            except RuntimeError:
-                return None
+            told = self.read()
             if told is not None or time.monotonic() > deadline:
                 return told
             time.sleep(_POLL_SECONDS)
@@ -102,16 +103,16 @@ class FailureBoard:
                     found[rank] = (count, what)
         return found
 
-    def leave(self, *, waits: bool) -> None:
-        """Say that this process has read all it wants; `waits` for the others to say so too.
+    def leave(self, *, patience_seconds: float) -> None:
+        """Say that this process has read all it wants, and wait for the others to say so too.
 
         Process 0 serves the store: were it gone at once, the others could not read why.
         """
+        deadline = time.monotonic() + patience_seconds
         try:
             with self._lock:
                 gone = self._store.add("left", 1)
-                deadline = time.monotonic() + 5
-                while waits and gone < self._processes.size and time.monotonic() < deadline:
+                while gone < self._processes.size and time.monotonic() < deadline:
                     time.sleep(_POLL_SECONDS)
                     gone = self._store.add("left", 0)
         except RuntimeError:

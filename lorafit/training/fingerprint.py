@@ -19,6 +19,7 @@ _SETTINGS = (
     "learning_rate", "lr_scheduler_type", "optim", "weight_decay", "max_grad_norm",
     "label_smoothing_factor", "seed", "packing",
 )  # fmt: skip
+_METHOD_SETTINGS = ("method", "num_generations", "max_completion_length", "temperature", "beta")
 
 # These decide the shapes of what a checkpoint holds: no wish makes the tensors fit.
 _SHAPES = frozenset({"lora_r", "target_modules", "modules_to_save", "use_dora", "optim"})
@@ -29,6 +30,8 @@ _TOKENIZER_FILES = (
 
 _WORLD_SIZE = "num_devices"
 _SPELLINGS = {"world_size": _WORLD_SIZE, "num_processes": _WORLD_SIZE}
+
+_BATCH = frozenset({_WORLD_SIZE, "micro_batch", "accumulation", "micro_batch_tokens"})
 
 LENGTH = frozenset({"total_steps", "warmup_steps"})
 """What `--extend` may change."""
@@ -58,6 +61,10 @@ def fingerprint_of(plan: RunPlan) -> dict[str, Any]:
         "base_weights": [digest_of_weights(file) for file in plan.source.weights.files],
         "tokenizer_sha256": _digest_of_tokenizer(plan.source.path),
     }
+    if settings.method != "sft":
+        facts |= {name: getattr(settings, name) for name in _METHOD_SETTINGS}
+        facts["reward_functions"] = plan.reward_file and list(plan.reward_file.names)
+        facts["reward_file_sha256"] = plan.reward_file and plan.reward_file.sha256
     return facts
 
 
@@ -116,7 +123,8 @@ def _implied(
     rows = [[facts.get(name) for name in parts] for facts in (before, now)]
     if _WORLD_SIZE not in allowed or not all(isinstance(n, int) for row in rows for n in row):
         return ()
-    if math.prod(rows[0]) != math.prod(rows[1]):
+    effective, effective_now = (math.prod(int(str(n)) for n in row) for row in rows)
+    if effective != effective_now:
         return ()
     # Tokens of a micro-batch follow from its rows.
     return ("micro_batch", "accumulation", "micro_batch_tokens")
@@ -128,7 +136,7 @@ def _way_out(refused: Collection[str]) -> str:
     able = [name for name in refused if name not in _SHAPES]
     if len(able) < len(refused):
         return ""
-    if _WORLD_SIZE in refused and set(able) <= {_WORLD_SIZE, "micro_batch", "accumulation"}:
+    if _WORLD_SIZE in refused and set(able) <= _BATCH:
         able = ["world_size"]
     flags = " ".join(f"--allow-mismatch {name}" for name in able)
     return f"\n{flags} continues it all the same: not the run that it would have been"

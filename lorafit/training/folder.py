@@ -4,6 +4,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,8 @@ def machine_facts(plan: RunPlan) -> dict[str, Any]:
     from lorafit.report.run_record import installed_versions
 
     facts: dict[str, Any] = {"versions": installed_versions(), "device": plan.device.name}
+    if plan.settings.method != "sft":
+        facts["versions"]["trl"] = metadata.version("trl")
     if plan.device.kind == "cpu":
         # Sums over another number of threads have another order.
         facts["num_threads"] = torch.get_num_threads()

@@ -10,6 +10,7 @@ from lorafit.config.schedule import Schedule, plan_schedule
 from lorafit.config.schema import Settings
 from lorafit.data.load import TrainingData, load_training_data
 from lorafit.data.packing import Packing, pack_rows
+from lorafit.data.rl_rows import MethodData, load_method_data
 from lorafit.data.sources import resolve_source
 from lorafit.data.tokenize import check_max_length
 from lorafit.errors import UsageError
@@ -17,6 +18,7 @@ from lorafit.files import free_bytes
 from lorafit.hardware.capabilities import effective_torch_compile, verify_supported
 from lorafit.hardware.info import Choice, DeviceInfo
 from lorafit.hardware.precision import choose_compute_dtype
+from lorafit.memory.data_parallel import with_exchange
 from lorafit.memory.estimate import Estimate
 from lorafit.memory.planner import FittedPlan, nearest_fitting
 from lorafit.model.source import ModelSource, locate_model, read_config
@@ -24,13 +26,15 @@ from lorafit.model.tokenizer import PadToken, choose_pad_token, tokenizer_of
 from lorafit.training.batching import Batching, plan_batching
 from lorafit.training.checkpoint import list_checkpoints, require_disk_space
 from lorafit.training.fit import (
-    estimate_run,
     fit_to_memory,
     fit_warnings,
     model_config,
     require_fit,
     wants_planner,
 )
+from lorafit.training.rl.memory import estimate_method_run, fit_method
+from lorafit.training.rl.prepare import prepare_method
+from lorafit.training.rl.rewards import RewardFile
 from lorafit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -113,6 +117,8 @@ class RunPlan:
     estimate: Estimate
     planner: FittedPlan | None = None
     """How micro-batch and checkpointing were searched for, where they were."""
+    reward_file: RewardFile | None = None
+    """The reward functions of grpo: read, not run."""
     allows_oom_attempt: bool = False
     warnings: tuple[str, ...] = field(default=())
 
@@ -135,6 +141,8 @@ class RunPlan:
         """
         if self.allows_oom_attempt or self.estimate.verdict != "exceeds":
             return
+        if self.settings.method != "sft":
+            require_fit(self.estimate, self.device, "--fit")
         # A search costs seconds: only where it is needed.
         alternative = nearest_fitting(
             self.settings,
@@ -205,6 +213,8 @@ class RunPlan:
             "memory": self.estimate.reasons[-1],
             **({"planner": self.planner.reason} if self.planner is not None else {}),
         }
+        if self.settings.method != "sft":
+            reasons["method"] = self.estimate.reasons[-2]
         if self.resolved.row is not None:
             reasons["hardware_row"] = self.resolved.row.reason
         return reasons
@@ -232,6 +242,8 @@ def plan_run(
             "no training data was given",
             hint="add --data FILE (JSONL, JSON, CSV, Parquet) or --data owner/name from the hub",
         )
+    resolved, reward_file = prepare_method(resolved, num_devices)
+    settings = resolved.settings
     verify_supported(device, settings)
     batch = resolve_batch(resolved, num_devices)
     # A file that is not there is found before gigabytes of a model are downloaded.
@@ -248,13 +260,17 @@ def plan_run(
     )
     check_max_length(settings, read_config(source))
     tokenizer = tokenizer_of(source)
-    data = load_training_data(settings, tokenizer)
+    load = load_training_data if settings.method == "sft" else load_method_data
+    data = load(settings, tokenizer)
     packing = _pack(settings, data) if settings.packing else None
     # What the effective batch counts: rows, or bins of rows.
     unit_lengths = packing.tokens if packing is not None else data.train.lengths
+    if isinstance(data, MethodData):
+        unit_lengths = list(data.lengths)
     planner = None
     if fit or wants_planner(resolved):
-        resolved, planner = fit_to_memory(resolved, batch, source, device, unit_lengths)
+        plan_fit = fit_to_memory if settings.method == "sft" else fit_method
+        resolved, planner = plan_fit(resolved, batch, source, device, unit_lengths)
         settings, batch = resolved.settings, resolve_batch(resolved, num_devices)
     schedule = plan_schedule(len(unit_lengths), batch, settings)
 
@@ -276,7 +292,9 @@ def plan_run(
     )
     disk = _plan_disk(settings, model.num_trainable_parameters, schedule)
     require_disk_space(Path(settings.output_dir), disk.missing_bytes, disk.free_bytes)
-    estimate = estimate_run(settings, batch, source, device, max(unit_lengths))
+    estimate = estimate_method_run(settings, batch, source, device, max(unit_lengths))
+    if num_devices > 1:
+        estimate = with_exchange(estimate, model.num_trainable_parameters, device)
     return RunPlan(
         resolved=resolved,
         device=device,
@@ -293,6 +311,7 @@ def plan_run(
         disk=disk,
         estimate=estimate,
         planner=planner,
+        reward_file=reward_file,
         allows_oom_attempt=allow_oom_attempt,
         warnings=(
             *device.warnings,

@@ -38,6 +38,7 @@ from lorafit.training.lock import RunLock
 from lorafit.training.oom import Checkpointing, MemoryRecovery, Shrink, is_out_of_memory
 from lorafit.training.plan import RunPlan
 from lorafit.training.retention import set_later_aside
+from lorafit.training.rl.steps import Reward, load_rewards, take_method_steps
 from lorafit.training.signals import StopRequest
 from lorafit.training.watchers import Guarded
 
@@ -102,6 +103,7 @@ def run_training(
         announce(world, plan, start)
         if start.is_complete:
             return _already_complete(run_dir)
+        rewards = load_rewards(plan)
         model, device, choices = load_model(plan)
         watchers = [Guarded(observer) for observer in observers]
         record, events = _open_run_folder(
@@ -118,13 +120,15 @@ def run_training(
             for note in record.notes:
                 _tell(watchers, note)
             sample_gap = take_steps(
-                plan, start, model, device, everyone, record, stop, validation, world
+                plan, start, model, device, everyone, record, stop, validation, world, rewards
             )
             results = _results(plan, tally) | {"stopped_early": validation.stop_reason}
             results |= save_final(plan, start.run_id, model)
             if reason := _compile_failure():
                 _note(record, watchers, reason)
-            if problem := remember_peak(plan, results["peak_memory_bytes"]):
+            # What is remembered corrects the estimates of supervised steps.
+            is_sft = plan.settings.method == "sft"
+            if is_sft and (problem := remember_peak(plan, results["peak_memory_bytes"])):
                 _note(record, watchers, problem)
         except BaseException as failure:
             # Where the disk is the reason, the record cannot be written either.
@@ -268,6 +272,7 @@ def take_steps(
     stop: StopRequest,
     validation: ValidationWatch | None,
     world: World,
+    rewards: Sequence[Reward] = (),
 ) -> str | None:
     """Take the steps; return why samples are missing, if they are.
 
@@ -280,6 +285,20 @@ def take_steps(
     from lorafit.training.samples import Sampler
     from lorafit.training.trainer import LoraTrainer, training_arguments
 
+    if plan.settings.method != "sft":
+        with attention_context(plan.settings):
+            take_method_steps(
+                plan,
+                start,
+                model,
+                device,
+                observers,
+                lambda text: _note(record, observers, text),
+                _memory_recovery(plan, model, device, observers, record, world),
+                stop,
+                rewards,
+            )
+        return None
     sampler = Sampler(plan, start.step) if world.is_main else None
 
     def after_evaluation(step: int) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import Subset
 
 from lorafit.config.schema import Settings
 from lorafit.data.micro_batches import (
@@ -46,8 +47,7 @@ from lorafit.training.signals import StopRequest
 from lorafit.training.snapshot import Snapshot, load_weights
 
 with without_datasets():
-    from torch.utils.data import Subset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 if TYPE_CHECKING:
     from torch import nn

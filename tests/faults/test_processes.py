@@ -1,4 +1,7 @@
-"""Rows F27 to F34 and F42: other processes, the network, trackers, clocks and broken streams."""
+"""Rows F27, F31 to F34 and F42: other processes, the network, trackers, clocks, broken streams.
+
+F28 to F30, of several training processes, are in tests/distributed.
+"""
 
 import fcntl
 import json
@@ -14,8 +17,6 @@ from lorafit.report.events import read_events
 from lorafit.training.checkpoint import list_checkpoints, verify_checkpoint
 from lorafit.training.lock import LOCK_FILE, RunLock
 
-ONE_PROCESS = "one process trains on one device: there is no second one yet"
-
 
 @pytest.mark.faults
 @pytest.mark.row("F27")
@@ -30,11 +31,6 @@ def test_f27_a_killed_data_loader_process_is_explained(fork_server, train_argume
     assert "/dev/shm has " in outcome.err
     verify_checkpoint(list_checkpoints(run_dir)[-1].folder)
     assert fork_server.run(*arguments).code == 0
-
-
-@pytest.mark.row("F28", "F29", "F30")
-def test_f28_f29_f30_several_training_processes_are_not_there_yet():
-    pytest.skip(ONE_PROCESS)
 
 
 @pytest.mark.faults

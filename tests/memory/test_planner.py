@@ -160,7 +160,7 @@ def test_refused_run_is_told_flags_that_fit() -> None:
         gradient_accumulation_steps=1,
         gradient_checkpointing=False,
     )
-    device = a10g(700 * MIB)
+    device = a10g(560 * MIB)
     assert estimate_memory(run, TINY, device).verdict == "exceeds"
     flags = nearest_fitting(run, TINY, device, 16, estimate=estimate_memory)
     assert flags is not None
@@ -183,7 +183,7 @@ def test_weights_that_are_too_large_are_told_to_quantize() -> None:
         return estimate_memory(run, config, device)
 
     # 4 layers of 63 M weights: 0.5 GiB in bfloat16, 0.13 GiB in NF4.
-    device = a10g(CONTEXT_BYTES + 620 * MIB)
+    device = a10g(CONTEXT_BYTES + 580 * MIB)
     flags = nearest_fitting(settings(), wide, device, 4, estimate=estimate)
     assert flags is not None
     assert flags.endswith("--quantization nf4")

@@ -10,8 +10,9 @@ from tests.tiny import child_environment
 def test_libraries_come_without_the_compiler_until_a_function_needs_it():
     program = (
         "import sys\n"
-        "from lorafit.model.libraries import prepare_libraries\n"
+        "from lorafit.model.libraries import import_bitsandbytes, prepare_libraries\n"
         "prepare_libraries()\n"
+        "import_bitsandbytes()\n"
         "import bitsandbytes, peft\n"
         "print('torch._inductor.compile_fx' in sys.modules)\n"
     )

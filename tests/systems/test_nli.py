@@ -68,20 +68,21 @@ def test_no_list_of_gpus_changes_nothing(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
-def test_several_gpus_are_refused_with_what_is_possible(run_lorafit):
+def test_several_gpus_are_one_process_each_and_need_to_be_there(run_lorafit, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LORAFIT_DEVICE", "auto")
     outcome = run_lorafit(
         "train", "--preset", "mistral-nli/distributed", "--gpus", "0,1", "--data", "x.jsonl"
     )
-    assert outcome.code == 2
-    assert "2 GPUs were named, and a run is one process on one GPU so far" in outcome.err
-    assert "--gpus 0 trains on one; the effective batch of a preset stays" in outcome.err
+    assert outcome.code == 4
+    assert "cuda cannot be used: no NVIDIA GPU or driver was found" in outcome.err
 
 
-def test_several_processes_of_a_launcher_are_refused(run_lorafit, monkeypatch):
+def test_a_launchers_variables_must_be_whole(run_lorafit, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     outcome = run_lorafit("train", "--config", "default.json")
     assert outcome.code == 2
-    assert "a launcher started 4 processes, and a run is one process" in outcome.err
+    assert "RANK: is None, where WORLD_SIZE says that there are several" in outcome.err
 
 
 @pytest.mark.parametrize("gpus", ["", "x", "0,,1", "0,0", "-1", "0;1", "²"])

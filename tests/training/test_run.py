@@ -21,8 +21,8 @@ def test_a_run_leaves_its_records_checkpoints_and_a_verified_adapter(
     assert outcome.code == 0, outcome.err
     assert outcome.out == ""
     present = {path.name for path in run_dir.iterdir()}
-    assert present == {"run.json", "events.jsonl", "adapter", "report.html", "checkpoint-2",
-                       "checkpoint-4", "checkpoint-6"}  # fmt: skip
+    assert present == {"run.json", "events.jsonl", "adapter", "report.html", "tensorboard",
+                       "checkpoint-2", "checkpoint-4", "checkpoint-6"}  # fmt: skip
     assert {p.name for p in (run_dir / "adapter").iterdir()} >= {
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -12,6 +12,8 @@ METRICS = (
     "tokens_per_second",
     "memory_reserved_bytes",
 )
+METHOD_METRICS = ("reward", "reward_margin", "kl", "completion_length")
+"""Metrics that only grpo or dpo have: a run without them has no such columns."""
 MAX_BUCKETS = 400
 """Wider than a chart is in pixels divided by two, as each bucket keeps a low and a high."""
 
@@ -20,13 +22,16 @@ Columns = dict[str, list[float | None]]
 
 def columns_of(events: Iterable[Mapping[str, Any]]) -> Columns:
     """Return `step` and every metric as columns of one length; None where a step has no value."""
-    columns: Columns = {"step": [], **{metric: [] for metric in METRICS}}
+    events = list(events)
+    extra = [name for name in METHOD_METRICS if any(name in event for event in events)]
+    metrics = (*METRICS, *extra)
+    columns: Columns = {"step": [], **{metric: [] for metric in metrics}}
     for event in events:
         step = _number(event.get("step"))
         if step is None:
             continue
         columns["step"].append(step)
-        for metric in METRICS:
+        for metric in metrics:
             columns[metric].append(_number(event.get(metric)))
     return columns
 
@@ -50,7 +55,7 @@ def thin(columns: Columns, max_buckets: int = MAX_BUCKETS) -> Columns:
     kept.update(i for i, value in enumerate(columns["validation_loss"]) if value is not None)
     for bucket in range(max_buckets):
         rows = range(bucket * count // max_buckets, (bucket + 1) * count // max_buckets)
-        for metric in METRICS:
+        for metric in columns.keys() - {"step"}:
             kept.update(_extremes(columns[metric], rows))
     order = sorted(kept)
     return {name: [column[i] for i in order] for name, column in columns.items()}

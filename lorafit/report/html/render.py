@@ -51,6 +51,7 @@ def _render(runs: Sequence[RunData], *, live: bool) -> str:
         view=view,
         comparison=compare_runs(runs) if view is None else None,
         result_columns=RESULT_COLUMNS,
+        method_charts=_method_charts(runs),
         rows=table_rows(columns[0]) if view is not None and not live else [],
         num_events=len(runs[0].events),
         payload=_script_json(payload),
@@ -61,6 +62,17 @@ def _render(runs: Sequence[RunData], *, live: bool) -> str:
         live=live,
         generator=f"{GENERATOR} {__version__}",
     )
+
+
+def _method_charts(runs: Sequence[RunData]) -> list[tuple[str, str]]:
+    """Return the charts, by key and title, of what only grpo or dpo measures."""
+    methods = {run.settings.get("method") for run in runs}
+    charts = [("reward", "Reward")] if methods & {"grpo", "dpo"} else []
+    if "grpo" in methods:
+        charts.append(("completion_length", "Tokens of an answer"))
+        if any(run.settings.get("beta") for run in runs):
+            charts.append(("kl", "Divergence"))
+    return charts
 
 
 def render_sections(run: RunData) -> dict[str, str]:

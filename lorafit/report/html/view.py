@@ -154,7 +154,8 @@ def _tiles(run: RunData, figures: dict[str, Any]) -> list[Tile]:
     planned = f"of {show_whole(total)}" if total else ""
     tiles = [
         Tile("Training loss", show_loss(figures["final_loss"]), f"from {first}"),
-        Tile("Validation loss", show_loss(figures["validation_loss"]), _best(figures)),
+        _reward_tile(run)
+        or Tile("Validation loss", show_loss(figures["validation_loss"]), _best(figures)),
         Tile("Steps", show_whole(figures["steps"]), planned),
         Tile("Throughput", show_per_second(figures["tokens_per_second"]), tokens),
         Tile("Peak memory", *_memory_words(figures)),
@@ -163,6 +164,15 @@ def _tiles(run: RunData, figures: dict[str, Any]) -> list[Tile]:
     if isinstance(elapsed, int | float):
         tiles.append(Tile("Time", format_duration(elapsed), "with validation and saving"))
     return tiles
+
+
+def _reward_tile(run: RunData) -> Tile | None:
+    """Return what grpo or dpo rose from and to; None for a run without rewards."""
+    for name, title in (("reward", "Reward"), ("reward_margin", "Margin")):
+        found = [event[name] for event in run.events if name in event]
+        if found:
+            return Tile(title, show_loss(found[-1]), f"from {show_loss(found[0])}")
+    return None
 
 
 def _best(figures: dict[str, Any]) -> str:

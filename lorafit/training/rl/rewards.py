@@ -41,6 +41,11 @@ def read_reward_file(resolved: Resolved) -> RewardFile:
         UsageError: something else than the command line names it.
         InputError: it is missing, is not Python, or has no such function.
     """
+    if resolved.settings.reward_functions is None:
+        raise UsageError(
+            "method grpo learns from rewards, and no reward function is named",
+            hint="add --reward-functions FILE.py (docs/RL.md shows one)",
+        )
     origin = resolved.origins["reward_functions"]
     if origin.kind not in _NAMED_BY:
         raise UsageError(

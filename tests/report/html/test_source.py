@@ -84,3 +84,11 @@ def test_the_table_of_values_has_the_last_row_and_every_validation():
     assert rows[-1]["step"] == 1001
     assert sum(row["validation_loss"] is not None for row in rows) == 100
     assert json.dumps(rows)
+
+
+def test_only_a_run_with_rewards_has_columns_of_them():
+    plain = columns_of([{"step": 1, "loss": 2.0}])
+    assert "reward" not in plain
+    rewarded = columns_of([{"step": 1, "reward": 0.25, "kl": 0.5}, {"step": 2, "reward": 0.75}])
+    assert rewarded["reward"] == [0.25, 0.75]
+    assert rewarded["kl"] == [0.5, None]

@@ -35,6 +35,12 @@ const lorafit = (() => {
       curves: [{ key: "memory_reserved_bytes", label: "peak of the step" }],
       reference: data.predicted_memory_bytes && { label: "predicted peak", value: data.predicted_memory_bytes },
     },
+    reward: {
+      height: 240, format: number,
+      curves: [{ key: "reward", label: "reward", smooth: true }, { key: "reward_margin", label: "margin", smooth: true }],
+    },
+    completion_length: { height: 190, fromZero: true, format: number, curves: [{ key: "completion_length", label: "mean", smooth: true }] },
+    kl: { height: 190, format: number, curves: [{ key: "kl", label: "KL divergence", smooth: true }] },
   };
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -1,0 +1,49 @@
+"""What a process takes beyond what it would take alone."""
+
+import pytest
+
+from lorafit.config.schema import Settings
+from lorafit.hardware.detect import planned_device
+from lorafit.memory.data_parallel import BUCKET_BYTES, NCCL_BYTES, bucket_bytes, with_exchange
+from lorafit.memory.estimate import estimate_memory
+from lorafit.model.source import locate_model
+from lorafit.training.fit import model_config
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], 0),
+        ([10], 40),
+        ([BUCKET_BYTES // 8] * 6, BUCKET_BYTES),
+        ([BUCKET_BYTES, 1], 4 * BUCKET_BYTES),
+    ],
+)
+def test_the_buffer_is_the_largest_piece_and_no_parameter_is_split(sizes, expected):
+    assert bucket_bytes(sizes) == expected
+
+
+@pytest.mark.usefixtures("quiet_libraries")
+@pytest.mark.parametrize(
+    ("hardware", "trainable", "room", "reserved", "outside"),
+    [
+        ("cpu", 7_000, 28_000, 28_000, 0),
+        ("a100-40gb", 1_000_000, 4_000_000, 4 * 1024**2, NCCL_BYTES),
+        ("a100-40gb", 10**9, BUCKET_BYTES, 26 * 1024**2, NCCL_BYTES),
+    ],
+)
+def test_the_parts_still_add_up_to_the_process(
+    tiny_model, hardware, trainable, room, reserved, outside
+):
+    device = planned_device(hardware)
+    source = locate_model(str(tiny_model()))
+    alone = estimate_memory(
+        Settings(max_length=64, gradient_checkpointing=False), model_config(source), device
+    )
+    shared = with_exchange(alone, trainable, device)
+    assert shared.peak.allocated_bytes - alone.peak.allocated_bytes == room
+    assert shared.peak.reserved_bytes - alone.peak.reserved_bytes == reserved
+    assert shared.peak.process_bytes - alone.peak.process_bytes == reserved + outside
+    assert sum(shared.breakdown.values()) == shared.peak.process_bytes
+    assert "to exchange gradients" in shared.reasons[-2]
+    assert shared.reasons[-1].startswith("fits: ")
