@@ -49,6 +49,8 @@ def _compile_later(compiler: Callable[..., Any], function: Any = None, **options
     if function is None:
         return functools.partial(_compile_later, compiler, **options)
 
+    compiled: Any = None
+
     @functools.wraps(function)
     def run(*arguments: Any, **keywords: Any) -> Any:
         nonlocal compiled
@@ -56,7 +58,6 @@ def _compile_later(compiler: Callable[..., Any], function: Any = None, **options
             compiled = compiler(function, **options)
         return compiled(*arguments, **keywords)
 
-    compiled: Any = None
     return run
 
 

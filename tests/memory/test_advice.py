@@ -106,10 +106,9 @@ def test_where_no_change_is_enough_the_cheapest_are_combined() -> None:
     assert advice.together.saved_bytes > max(saving.saved_bytes for saving in advice.savings)
     first = advice.together.values
     assert first["kernels"] == "lorafit"
-    assert (
-        first["per_device_train_batch_size"] * first["gradient_accumulation_steps"]
-        == settings.per_device_train_batch_size
-    )
+    combined = settings.model_copy(update=dict(first))
+    rows = combined.per_device_train_batch_size * combined.gradient_accumulation_steps
+    assert rows == settings.per_device_train_batch_size
     document = advice_document(advice)
     assert document["together"]["flags"] == advice.together.flags
     assert document["together"]["saved_bytes"] == advice.together.saved_bytes

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from datasets import load_dataset
 from peft import LoraConfig
-from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]  # own environment
+from trl import SFTConfig, SFTTrainer
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"max_length": 512},
