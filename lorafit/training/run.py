@@ -282,8 +282,9 @@ def take_steps(
     import torch
 
     from lorafit.model.build import attention_context
+    from lorafit.training.arguments import training_arguments
     from lorafit.training.samples import Sampler
-    from lorafit.training.trainer import LoraTrainer, training_arguments
+    from lorafit.training.trainer import LoraTrainer
 
     if plan.settings.method != "sft":
         with attention_context(plan.settings):

@@ -14,9 +14,10 @@ from lorafit.model.source import locate_model
 from lorafit.model.step import count_supervised, make_optimizer, training_step
 from lorafit.model.tokenizer import tokenizer_of
 from lorafit.report.tally import Tally
+from lorafit.training.arguments import training_arguments
 from lorafit.training.oom import MemoryRecovery
 from lorafit.training.signals import StopRequest
-from lorafit.training.trainer import LoraTrainer, training_arguments
+from lorafit.training.trainer import LoraTrainer
 
 pytestmark = pytest.mark.usefixtures("quiet_libraries")
 ACCUMULATION = 3
