@@ -83,6 +83,8 @@ def step_seconds(
     accumulation: int,
     checkpointed_layers: int,
     longest_row: float | None = None,
+    *,
+    end_to_end: bool = False,
 ) -> float:
     """Return the modelled seconds of an optimizer step on one device.
 
@@ -93,13 +95,23 @@ def step_seconds(
         accumulation: passes of a step.
         checkpointed_layers: layers whose forward runs twice.
         longest_row: `expected_longest` of the rows and the micro-batch, if it is known already.
+        end_to_end: rows are not padded; a pass takes as many as have the tokens of `micro_batch`
+            of the longest rows.
     """
-    if longest_row is None:
-        longest_row = expected_longest(work.row_lengths, micro_batch)
-    tokens = micro_batch * longest_row
+    if end_to_end:
+        total, longest = sum(work.row_lengths), max(work.row_lengths)
+        mean = total / len(work.row_lengths)
+        step_tokens = micro_batch * accumulation * mean
+        accumulation = math.ceil(accumulation * mean / longest)
+        tokens = step_tokens / accumulation
+        attended = sum(length**2 for length in work.row_lengths) / total
+    else:
+        if longest_row is None:
+            longest_row = expected_longest(work.row_lengths, micro_batch)
+        tokens, attended = micro_batch * longest_row, longest_row
     # Products of queries with keys and of weights with values: 2 x 2 x length x width FLOPs a
     # token, of which the causal mask spares half. Backward has gradients for both factors.
-    attention = 2 * longest_row * work.attention_size
+    attention = 2 * attended * work.attention_size
     products = 2 * work.layer_parameters
     forwards = work.num_layers + checkpointed_layers
     flops = tokens * (

@@ -225,6 +225,11 @@ def _cost(
     )
     speed = throughput(device, dtype)
     longest = cache(lambda micro_batch: expected_longest(lengths, micro_batch))
+    from lorafit.model.attention import wants_block_attention
+
+    # Packing is left to a person, as it changes what the effective batch counts; without padding
+    # it has little left to gain.
+    end_to_end = wants_block_attention(settings) and device.kind != "mps"
 
     def seconds(candidate: Candidate) -> float:
         return step_seconds(
@@ -234,6 +239,7 @@ def _cost(
             candidate.accumulation,
             candidate.checkpointed_layers,
             longest(candidate.micro_batch),
+            end_to_end=end_to_end,
         )
 
     return seconds

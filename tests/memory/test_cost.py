@@ -89,3 +89,14 @@ def test_padding_makes_large_micro_batches_slower_on_uneven_rows() -> None:
 def test_more_checkpoints_never_cost_less(micro_batch: int, layers: int) -> None:
     fewer = step_seconds(WORK, DEVICE, micro_batch, 1, layers)
     assert step_seconds(WORK, DEVICE, micro_batch, 1, layers + 1) >= fewer
+
+
+def test_end_to_end_rows_cost_their_own_tokens_in_fewer_passes() -> None:
+    uneven = Workload(4, 10**9, 5 * 10**8, 1000, 2e9, (100,) * 9 + (1000,))
+    padded = step_seconds(uneven, DEVICE, 8, 4, 0)
+    free = step_seconds(uneven, DEVICE, 8, 4, 0, end_to_end=True)
+    assert free < padded / 2
+    even = Workload(4, 10**9, 5 * 10**8, 1000, 2e9, (512,))
+    assert step_seconds(even, DEVICE, 8, 4, 0, end_to_end=True) == pytest.approx(
+        step_seconds(even, DEVICE, 8, 4, 0)
+    )
