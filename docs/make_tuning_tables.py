@@ -5,11 +5,11 @@ python docs/make_tuning_tables.py [--check] [--only TABLE]
 The table `memory` takes about a minute: each of its rows is a traced training step.
 """
 
-import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from page_tables import fill, write_or_compare
 
 from lorafit.config.batch import BatchPlan
 from lorafit.config.schedule import plan_schedule
@@ -99,27 +99,8 @@ SLOW_TABLES = ("memory",)
 
 def render(page: str, names: tuple[str, ...] = tuple(TABLES)) -> str:
     """Return the page with these tables made anew."""
-    for name in names:
-        start, end = f"<!-- {name}: generated -->\n", f"<!-- end {name} -->"
-        before, found, rest = page.partition(start)
-        if not found or end not in rest:
-            sys.exit(f"{PAGE} has no place for the table {name}: {start.strip()} ... {end}")
-        page = before + start + "\n".join(TABLES[name]()) + "\n" + end + rest.partition(end)[2]
-    return page
-
-
-def main() -> None:
-    """Write the page, or compare it."""
-    parser = argparse.ArgumentParser(description="Write the tables of docs/TUNING.md.")
-    parser.add_argument("--check", action="store_true", help="compare only; 1 when stale")
-    parser.add_argument("--only", choices=tuple(TABLES), help="one table; default: all")
-    arguments = parser.parse_args()
-    page = PAGE.read_text(encoding="utf-8")
-    made = render(page, (arguments.only,) if arguments.only else tuple(TABLES))
-    if arguments.check:
-        sys.exit(0 if page == made else f"{PAGE} is stale: run {Path(__file__).name}")
-    PAGE.write_text(made, encoding="utf-8")
+    return fill(page, PAGE, TABLES, names)
 
 
 if __name__ == "__main__":
-    main()
+    write_or_compare(PAGE, TABLES)
