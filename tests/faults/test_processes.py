@@ -22,8 +22,10 @@ from lorafit.training.lock import LOCK_FILE, RunLock
 @pytest.mark.row("F27")
 def test_f27_a_killed_data_loader_process_is_explained(fork_server, train_arguments, tmp_path):
     run_dir = tmp_path / "run"
-    # Two workers hold two steps each in advance: enough steps follow to need them again.
-    arguments = train_arguments(run_dir, dataloader_num_workers=2, max_steps=30, eval_steps=100)
+    # Two workers hold two steps each in advance: of 18 steps of a row, some follow after these.
+    rows = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    workers = {"dataloader_num_workers": 2, "max_steps": 30, "eval_steps": 100}
+    arguments = train_arguments(run_dir, **rows, **workers)
     outcome = fork_server.run(*arguments, fault=Fault("kill_workers", {"step": 3}))
     assert outcome.code == 4, outcome.err
     assert "a data loader process died" in outcome.err
