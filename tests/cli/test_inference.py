@@ -103,15 +103,20 @@ def test_rows_without_labels_get_a_loss_and_a_sentence(run_lorafit, tiny_model, 
     assert "rows have no label, so there is no accuracy" in outcome.err
 
 
-@pytest.mark.parametrize("name", ["", "locked/answers.jsonl"])
-def test_answers_that_cannot_be_written_are_said(run_lorafit, adapter, questions, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("", "this is a folder, not a file"), ("locked/answers.jsonl", "there is no folder ")],
+)
+def test_answers_that_cannot_be_written_are_said(
+    run_lorafit, adapter, questions, tmp_path, name, reason
+):
     (tmp_path / "locked").write_text("a file")
     outcome = run_lorafit(
         *("evaluate", "--adapter", adapter, "--data", questions, "--device", "cpu"),
         *("--max-new-tokens", "1", "--answers", tmp_path / name),
     )
     assert outcome.code == 7
-    assert "folder" in outcome.err
+    assert f"{tmp_path / name}: {reason}" in outcome.err
 
 
 def test_generate_prints_text_on_stdout_and_json_on_request(run_lorafit, adapter):
@@ -158,11 +163,16 @@ def test_a_bad_prompt_file_names_its_line(run_lorafit, adapter, tmp_path, conten
 
 def test_a_prompt_file_that_cannot_be_read_is_named(run_lorafit, adapter, tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"\xff\xfe\xe9")
-    for name in ("missing.txt", "latin.txt", ""):
+    reasons = {
+        "missing.txt": ": cannot be read: No such file or directory",
+        "latin.txt": ":1: not UTF-8: byte 0xff at offset 0",
+        "": ": is not a regular file",
+    }
+    for name, reason in reasons.items():
         path = tmp_path / name
         outcome = run_lorafit("generate", "--adapter", adapter, "--prompt-file", path)
         assert outcome.code == 3
-        assert f"{path}:" in outcome.err
+        assert f"{path}{reason}" in outcome.err
 
 
 @pytest.mark.parametrize("more", [(), ("--prompt", ""), ("--prompt", "  ")])
