@@ -10,7 +10,7 @@ from multiprocessing import util
 from pathlib import Path
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
-_MS_RDONLY, _MS_REMOUNT = 1, 32
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096
 
 
 def at_step(step, action):
@@ -22,7 +22,11 @@ def at_step(step, action):
     def on_step(self, record):
         report(self, record)
         if record.step == step:
-            action()
+            try:
+                action()
+            except OSError as problem:
+                # A run forgives its terminal an OSError: a fault that was not injected must show.
+                raise RuntimeError(f"the fault could not be injected: {problem}") from problem
 
     TerminalProgress.on_step = on_step
 
@@ -137,10 +141,21 @@ def kill_at_point(step, point):
 
 
 def pause(step, seconds):
-    """Stop the process after a step; it is continued from outside."""
+    """Stop the process in the middle of the next step; it is continued from outside."""
     from faults.outside import continue_later
+    from lorafit.training import trainer
 
-    at_step(step, lambda: (continue_later(os.getpid(), seconds), send_self(signal.SIGSTOP)))
+    compute, armed = trainer.micro_batch_loss, []
+
+    def loss(*arguments):
+        if armed:
+            armed.clear()
+            continue_later(os.getpid(), seconds)
+            send_self(signal.SIGSTOP)
+        return compute(*arguments)
+
+    trainer.micro_batch_loss = loss
+    at_step(step, lambda: armed.append(True))
 
 
 # -- Storage -------------------------------------------------------------------------------
@@ -168,19 +183,26 @@ def small_disk(folder, num_bytes, copy_to, read_only_at=None):
     library = own_mounts()
     Path(folder).mkdir(parents=True)
 
-    def mount(flags):
-        target, options = str(folder).encode(), f"size={num_bytes}".encode()
-        if library.mount(b"tmpfs", target, b"tmpfs", flags, options):
+    target = str(folder).encode()
+
+    def mount(source, kind, flags, options=None):
+        if library.mount(source, target, kind, flags, options):
             raise OSError(ctypes.get_errno(), "mount")
 
-    mount(0)
+    def make_read_only():
+        # The run holds its lock and its log open, and the kernel makes no file system with open
+        # files read-only on request: a read-only view of it goes over the same place.
+        mount(target, None, _MS_BIND)
+        mount(None, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+
+    mount(b"tmpfs", b"tmpfs", 0, f"size={num_bytes}".encode())
     # The disk check before the run would refuse it: it is the check's failing that is tested.
     import lorafit.training.plan
 
     lorafit.training.plan.require_disk_space = lambda *arguments: None
     util.Finalize(None, shutil.copytree, (folder, copy_to), exitpriority=0)
     if read_only_at is not None:
-        at_step(read_only_at, lambda: mount(_MS_REMOUNT | _MS_RDONLY))
+        at_step(read_only_at, make_read_only)
 
 
 def limit_files(num_bytes):
