@@ -53,12 +53,16 @@ class World:
         processes: Processes | None = None,
         board: FailureBoard | None = None,
         watchdog: Watchdog | None = None,
+        store: Store | None = None,
     ) -> None:
         """Stand for `processes` whose group is open already; use `open_world`."""
         self.processes = processes or Processes()
         self.rank, self.size = self.processes.rank, self.processes.size
         self._board = board
         self._watchdog = watchdog
+        # In process 0 it is what serves the others: it must outlive the group, which would else
+        # be its only owner, until all of them have left.
+        self._store = store
         self._rooms: dict[torch.dtype, torch.Tensor] = {}
 
     @property
@@ -255,6 +259,7 @@ class World:
                 distributed.destroy_process_group()
         if self._board is not None:
             self._board.leave(patience_seconds=20.0 if self.is_main and not lost else 0.0)
+        self._store = None
 
 
 Bucket = list[torch.nn.Parameter]
@@ -358,4 +363,4 @@ def _join(
     board = FailureBoard(beside, processes)
     watchdog = Watchdog(processes, board, timeout_seconds)
     watchdog.start()
-    return World(processes, board, watchdog)
+    return World(processes, board, watchdog, store)
