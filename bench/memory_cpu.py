@@ -128,7 +128,7 @@ def train(run: Run) -> dict[str, int]:
 
     from lorafit.hardware.detect import detect_device
     from lorafit.memory.estimate import parse_config
-    from lorafit.memory.malloc import return_freed_blocks
+    from lorafit.memory.malloc import return_freed_blocks, reuse_small_blocks
     from lorafit.memory.trace import train_full_rows
     from lorafit.model.build import add_adapter, attention_name
     from lorafit.model.lean.cpu_products import choose_cpu_products
@@ -154,6 +154,8 @@ def train(run: Run) -> dict[str, int]:
     for parameter in base.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     model, _ = add_adapter(base, settings)
+    if settings.kernels == "lorafit":
+        reuse_small_blocks()
     loaded = _resident_bytes()
     train_full_rows(model, settings, torch.device("cpu"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,6 +12,8 @@ working folder.
 import argparse
 import datetime
 import importlib.metadata
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +22,9 @@ from typing import Any
 from environments import Environment, ensure_environment, installed_versions
 from peers.catalog import PEERS, Peer
 from peers.commands import Start
-from peers.measure import RunError, measure, prepare
+from peers.measure import ON_ONE_CORE, RunError, measure, prepare
 from peers.results import OURS, REFERENCE, STOCK, Outcome, document, failed, markdown, progress
+from peers.roofline import frozen_flops_per_token
 from peers.workload import SHAPES, Workload
 from platformdirs import user_cache_path
 
@@ -42,15 +45,16 @@ def main() -> int:
     workload = _make_workload(options)
     outcomes = {key: _installed(PEERS[key], options.environments) for key in options.peers}
     stem = f"throughput_cpu_{options.size}"
+    rates = _product_rates()
     for number in range(options.rounds):
         say(f"round {number + 1} of {options.rounds}")
         # Each round begins elsewhere: no project always runs on the machine that another heated.
         turn = number % len(options.peers)
         for key in (*options.peers[turn:], *options.peers[:turn]):
             _measure_once(key, outcomes[key], workload, options)
-        _write(options.work / stem, outcomes, workload, options, number + 1)
+        _write(options.work / stem, outcomes, workload, options, number + 1, rates)
     if _is_full(options):
-        _write(options.results / stem, outcomes, workload, options, options.rounds)
+        _write(options.results / stem, outcomes, workload, options, options.rounds, rates)
     for name in failed(outcomes):
         say(f"{name} failed")
     return 1 if failed(outcomes) else 0
@@ -189,12 +193,26 @@ def _python(environment: Environment | None, environments: Path) -> Path:
     return ensure_environment(environment, environments)
 
 
+def _product_rates() -> dict[str, float]:
+    """Return what one thread of this machine multiplies at best, by library."""
+    command = [sys.executable, "-m", "peers.roofline", "cpu"]
+    environ = {**os.environ, **ON_ONE_CORE}
+    done = subprocess.run(
+        command, cwd=BENCH, env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"the rate of products could not be measured:\n{done.stderr[-2000:]}")
+    rates: dict[str, float] = json.loads(done.stdout)
+    return rates
+
+
 def _write(
     stem: Path,
     outcomes: dict[str, Outcome],
     workload: Workload,
     options: argparse.Namespace,
     rounds: int,
+    rates: dict[str, float],
 ) -> None:
     device = detect_device("cpu")
     facts: dict[str, Any] = {
@@ -203,7 +221,9 @@ def _write(
             "name": device.name,
             "num_cores": device.num_cpu_cores,
             "memory_bytes": device.usable_bytes,
+            "product_flops_per_second": rates,
         },
+        "frozen_flops_per_token": frozen_flops_per_token(workload.model),
         "rounds": rounds,
         "caches": options.caches,
         "workload": workload.facts(),

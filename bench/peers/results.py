@@ -167,6 +167,7 @@ def markdown(outcomes: Outcomes, facts: Mapping[str, Any]) -> str:
         f"{work['rows']} rows of {work['mean']:.0f} tokens at the mean ({work['tokens']:,} "
         "in all), one epoch, 16 rows an optimizer step. A rate counts the tokens of prompts and "
         "completions, not padding, from the first forward pass to the end of the last step.",
+        _limit(outcomes, facts),
         "## Rates, memory and start",
         rates_table(outcomes),
         "## Goals",
@@ -177,6 +178,22 @@ def markdown(outcomes: Outcomes, facts: Mapping[str, Any]) -> str:
         _versions_table(outcomes),
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _limit(outcomes: Outcomes, facts: Mapping[str, Any]) -> str:
+    """Say what the processor's products allow at best, and how much of that is reached."""
+    rates = facts["device"]["product_flops_per_second"]
+    told = ", ".join(f"{rate / 1e9:.0f} GFLOP/s by {name}" for name, rate in rates.items())
+    most = max(rates.values()) / facts["frozen_flops_per_token"]
+    text = (
+        f"One thread of this processor multiplies float32 matrices at {told} (1024 x 1024, best "
+        "of 15). At the better rate the frozen products of the layers alone, forward and for the "
+        f"gradient of their input, allow {most:,.0f} tokens a second"
+    )
+    ours = outcomes.get(OURS)
+    if ours is None or ours.failure or not ours.rounds:
+        return text + "."
+    return f"{text}; lorafit reaches {ours.median('tokens_per_cpu_second') / most:.0%} of it."
 
 
 def rates_table(outcomes: Outcomes) -> str:

@@ -2,12 +2,13 @@
 
     python -m peers.roofline DEVICE
 
-measures that rate and prints it as JSON.
+measures that rate and prints it as JSON; on a CPU, that of each library that PyTorch carries.
 """
 
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -53,6 +54,40 @@ def measure_matmul_rate(device: str) -> dict[str, float]:
     return {"flops_per_second": best, "size": size}
 
 
+def measure_cpu_rates() -> dict[str, float]:
+    """Return the best rates of a large float32 product, FLOP/s, by the library that computes it.
+
+    They run in turns: how far they are apart differs from one processor to the next.
+    """
+    import torch
+
+    size = 1024
+    one, other = torch.randn(size, size), torch.randn(size, size)
+    products = {"MKL": lambda: torch.mm(one, other)}
+    if torch.backends.mkldnn.is_available():
+        pointwise = torch.ops.mkldnn._linear_pointwise
+        products["oneDNN"] = lambda: pointwise(one, other, None, "none", [], "")
+    best = dict.fromkeys(products, float("inf"))
+    for _ in range(15):
+        for name, product in products.items():
+            started = time.perf_counter()
+            product()
+            best[name] = min(best[name], time.perf_counter() - started)
+    return {name: 2 * size**3 / seconds for name, seconds in best.items()}
+
+
+def frozen_flops_per_token(model: Path) -> float:
+    """Return the FLOPs of a token in the frozen products of a model folder's layers.
+
+    Forward and for the gradient of the input, as in `flops_per_token`; without the head, which
+    takes the tokens with targets only, and without attention.
+    """
+    config = json.loads((model / "config.json").read_text())
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    weights = config["num_hidden_layers"] * (4 * width * width + 2 * width * inner)
+    return 4.0 * weights
+
+
 def _wait(device: str) -> None:
     import torch
 
@@ -61,4 +96,5 @@ def _wait(device: str) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_matmul_rate(sys.argv[1])))
+    on_cpu = sys.argv[1] == "cpu"
+    print(json.dumps(measure_cpu_rates() if on_cpu else measure_matmul_rate(sys.argv[1])))

@@ -17,7 +17,11 @@ from peers.results import (
 
 FACTS: dict[str, Any] = {
     "date": "2026-01-01",
-    "device": {"name": "A CPU"},
+    "device": {
+        "name": "A CPU",
+        "product_flops_per_second": {"MKL": 100e9, "oneDNN": 200e9},
+    },
+    "frozen_flops_per_token": 20e6,
     "rounds": 3,
     "caches": "cold",
     "workload": {"num_parameters": 10_000_000, "rows": 4, "mean": 25.0, "tokens": 100},
@@ -93,6 +97,12 @@ def test_tables_show_what_failed_in_its_own_words(outcomes: dict[str, Outcome]) 
     assert record["litgpt"]["median"] is None
     assert record["trl"]["lorafit_against_it"]["peak_bytes"] == pytest.approx(0.4)
     assert len(record["trl"]["rounds"]) == 3
+
+
+def test_the_limit_is_that_of_the_quicker_library(outcomes: dict[str, Outcome]) -> None:
+    page = markdown(outcomes, FACTS)
+    assert "100 GFLOP/s by MKL, 200 GFLOP/s by oneDNN" in page
+    assert "allow 10,000 tokens a second; lorafit reaches 1% of it." in page
 
 
 def test_an_environment_with_the_same_pins_is_not_made_again(tmp_path: Any) -> None:

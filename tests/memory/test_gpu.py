@@ -59,32 +59,3 @@ def test_bench_judges_by_its_bounds(bench: ModuleType) -> None:
     assert "process: most_under" in broken
     assert "1 pairs were judged wrong" in broken
     assert bench.broken_bounds(bench.summarize([], [])) == []
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
-def test_freed_blocks_below_the_largest_threshold_go_back() -> None:
-    import subprocess
-
-    script = (
-        "import ctypes, sys, psutil\n"
-        "from lorafit.memory.malloc import return_freed_blocks\n"
-        "if sys.argv[1] == 'set': assert return_freed_blocks()\n"
-        "libc = ctypes.CDLL('libc.so.6')\n"
-        "libc.malloc.restype = ctypes.c_void_p; libc.malloc.argtypes = [ctypes.c_size_t]\n"
-        "libc.free.argtypes = [ctypes.c_void_p]; libc.memset.argtypes = "
-        "[ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]\n"
-        "libc.free(libc.malloc(20 << 20))\n"
-        "blocks = [libc.malloc(8 << 20) for _ in range(16)]\n"
-        "[libc.memset(block, 1, 8 << 20) for block in blocks]\n"
-        "pin = libc.malloc(900 << 10)\n"
-        "[libc.free(block) for block in blocks]\n"
-        "print(psutil.Process().memory_info().rss)\n"
-    )
-
-    def resident(mode: str) -> int:
-        done = subprocess.run(
-            [sys.executable, "-c", script, mode], capture_output=True, text=True, check=True
-        )
-        return int(done.stdout)
-
-    assert resident("default") - resident("set") > 100 * MIB
