@@ -6,6 +6,8 @@ import typer
 from rich.text import Text
 
 from lorafit.cli import console
+from lorafit.cli.data_progress import shown_data_progress
+from lorafit.cli.options import Json
 from lorafit.config.schema import Settings
 from lorafit.errors import ModelError, UsageError
 from lorafit.text import escape_control, excerpt
@@ -55,7 +57,7 @@ def inspect(
     label_field: Annotated[str | None, typer.Option(help="Field with a row's label.")] = None,
     data_split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train",
     train_on_prompt: Annotated[bool, typer.Option(help="Learn the prompt too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show kind, counts, token lengths and label balance of a data file.
 
@@ -77,7 +79,8 @@ def inspect(
     # The file is looked at first: a wrong path should not wait for a tokenizer.
     _verify_source(file, settings)
     tokenizer = _load_tokenizer(settings, is_required=model is not None or show_mask is not None)
-    found = inspect_data(file, settings, tokenizer)
+    with shown_data_progress() as tell:
+        found = inspect_data(file, settings, tokenizer, tell)
     tokens = None
     if show_mask is not None:
         assert found.dataset is not None
@@ -87,7 +90,7 @@ def inspect(
         return
     _print_inspection(found)
     if show_mask is not None and tokens is not None and found.dataset is not None:
-        source = found.dataset.records[show_mask - 1].source
+        source = found.dataset.source_of(show_mask - 1)
         console.out(Text.assemble(f"\n{source}, learnt tokens marked:\n", _mask(tokens)))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorafit.cli import console
+from lorafit.cli.options import Json
 from lorafit.cli.settings_flags import RunChoices, with_settings
 from lorafit.errors import UsageError
 
@@ -47,7 +48,7 @@ def command(
         str | None,
         typer.Option("--plot", help="Draw the curves into a .png or .svg file.", metavar="FILE"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show the learning rate of a run before it starts, and what a change does to it.
 
@@ -109,15 +110,15 @@ def _count_rows(resolved: "Resolved", rows: int | None) -> tuple[int, str]:
         return _ASSUMED_ROWS, (
             f"{_ASSUMED_ROWS:,} training rows are assumed: --data FILE or --rows N says how many"
         )
-    from lorafit.data.load import read_with_fingerprint
+    from lorafit.data.load import scan_source
     from lorafit.data.sources import resolve_source
 
     source = resolve_source(settings.data, settings.data_split)
-    records, _ = read_with_fingerprint(source, settings)
-    found = len(records.records)
+    facts, _ = scan_source(source, settings, lambda record: None)
+    found = facts.num_records
     held_out = 0 if settings.validation_data else round(found * settings.validation_split)
     return max(1, found - held_out), (
-        f"{found - held_out:,} of {found:,} rows of {records.name}, without those held out; rows "
+        f"{found - held_out:,} of {found:,} rows of {facts.name}, without those held out; rows "
         "with nothing to learn are only known once they are tokenized"
     )
 

@@ -31,6 +31,8 @@ class Encoder:
 
     def encode(self, rows: Sequence[list[Segment]]) -> list[tuple["array[int]", "array[int]"]]:
         """Return ids and labels of each row, with begin and end-of-text, uncut."""
+        if not rows:
+            return []
         texts = [text for segments in rows for text in _prefixes(segments)]
         ids_of_prefixes = iter(self._ids(texts))
         encoded = []

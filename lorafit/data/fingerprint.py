@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 
 from lorafit.data.records import Record
 from lorafit.data.sources import FileSource, readable
@@ -12,20 +12,24 @@ from lorafit.errors import DataError
 _CHUNK_BYTES = 1024 * 1024
 
 
-def hash_file(source: FileSource) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal.
+def hash_file(source: FileSource, tell: Callable[[float], None] = lambda share: None) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal; `tell` hears the share that is done.
 
     Raises:
         DataError: the file cannot be read.
     """
     digest = hashlib.sha256()
+    size = max(1, file_state(source)[1])
+    done = 0
     with readable(source.name), source.path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+            done += len(chunk)
+            tell(done / size)
     return digest.hexdigest()
 
 
-def hash_records(records: Sequence[Record]) -> str:
+def hash_records(records: Iterable[Record]) -> str:
     """Return the SHA-256 of what records say, in order; where they came from does not count."""
     digest = hashlib.sha256()
     for record in records:

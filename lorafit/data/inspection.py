@@ -1,12 +1,15 @@
 """What `lorafit data inspect` finds out: rows, lengths, labels, and which tokens are learnt."""
 
+import hashlib
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorafit.config.schema import Settings
 from lorafit.data.dataset import IGNORED_LABEL, TokenizedDataset
-from lorafit.data.load import read_with_fingerprint
-from lorafit.data.records import Record, RecordSet
+from lorafit.data.load import scan_source, tokenize_source
+from lorafit.data.progress import Tell, tell_nobody
+from lorafit.data.records import Record, SourceFacts
 from lorafit.data.report import describe_source, source_lines, source_warnings
 from lorafit.data.sources import resolve_source
 from lorafit.data.statistics import (
@@ -18,7 +21,7 @@ from lorafit.data.statistics import (
     smallest_max_length,
     summarize_lengths,
 )
-from lorafit.data.tokenize import tokenize_records
+from lorafit.data.tokenize import num_characters
 from lorafit.errors import UsageError
 
 
@@ -26,7 +29,7 @@ from lorafit.errors import UsageError
 class Inspection:
     """The findings about one file or hub data set."""
 
-    records: RecordSet
+    records: SourceFacts
     sha256: str
     unit: str
     """What lengths are counted in: `tokens`, or `characters` where there is no tokenizer."""
@@ -63,21 +66,23 @@ class Inspection:
         }
 
 
-def inspect_data(data: str, settings: Settings, tokenizer: Any | None) -> Inspection:
+def inspect_data(
+    data: str, settings: Settings, tokenizer: Any | None, tell: Tell = tell_nobody
+) -> Inspection:
     """Return what is in `data`; without a tokenizer, lengths are counted in characters.
 
-    Nothing is refused for being too long here: the point is to see it.
+    Nothing is refused for being too long here: the point is to see it. `tell` hears how far a
+    large file is.
 
     Raises:
         UsageError, DataError, ConfigError: the data cannot be read or is wrong.
     """
-    records, sha256 = read_with_fingerprint(resolve_source(data, settings.data_split), settings)
     if tokenizer is None:
-        return _inspect_characters(records, sha256, settings)
-    dataset = tokenize_records(records.records, tokenizer, settings)
-    report = describe_source(records, dataset, sha256)
+        return _inspect_characters(data, settings)
+    dataset, facts, sha256 = tokenize_source(data, settings, tokenizer, tell)
+    report = describe_source(facts, dataset, sha256)
     return Inspection(
-        records=records,
+        records=facts,
         sha256=sha256,
         unit="tokens",
         lengths=report.lengths,
@@ -92,36 +97,37 @@ def inspect_data(data: str, settings: Settings, tokenizer: Any | None) -> Inspec
     )
 
 
-def _inspect_characters(records: RecordSet, sha256: str, settings: Settings) -> Inspection:
-    lengths = [_num_characters(record) for record in records.records]
-    texts = {(record.prompt, record.completion, record.messages) for record in records.records}
+def _inspect_characters(data: str, settings: Settings) -> Inspection:
+    lengths: Counter[int] = Counter()
+    keys: set[bytes] = set()
+
+    def take(record: Record) -> None:
+        lengths[num_characters(record)] += 1
+        said = repr((record.prompt, record.completion, record.messages))
+        keys.add(hashlib.blake2b(said.encode(), digest_size=16).digest())
+
+    facts, sha256 = scan_source(resolve_source(data, settings.data_split), settings, take)
     summary = summarize_lengths(lengths)
-    num_duplicates = len(records.records) - len(texts)
+    num_duplicates = facts.num_records - len(keys)
     return Inspection(
-        records=records,
+        records=facts,
         sha256=sha256,
         unit="characters",
         lengths=summary,
         bins=histogram(lengths),
         num_duplicates=num_duplicates,
-        labels=label_balance([record.label for record in records.records]),
+        labels=label_balance(facts.labels),
         max_length=settings.max_length,
         dataset=None,
         suggested_max_length=None,
         lines=[
-            f"{records.name}: {records.num_rows_read} {records.kind} rows; {records.num_empty} "
+            f"{facts.name}: {facts.num_rows_read} {facts.kind} rows; {facts.num_empty} "
             f"blank, {num_duplicates} repeated",
             f"characters a row: p50 {summary.p50}, p90 {summary.p90}, p99 {summary.p99}, "
             f"max {summary.max}",
         ],
         warnings=[],
     )
-
-
-def _num_characters(record: Record) -> int:
-    if record.messages is not None:
-        return sum(len(message.content) for message in record.messages)
-    return len(record.prompt or "") + len(record.completion)
 
 
 def masked_tokens(dataset: TokenizedDataset, number: int, tokenizer: Any) -> list[tuple[str, bool]]:

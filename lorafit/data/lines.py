@@ -12,11 +12,15 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line with its number, counted from 1; `fault` says why it has no text."""
+    """One line with its number, counted from 1; `fault` says why it has no text.
+
+    `end` is the number of bytes of the file up to and including it.
+    """
 
     number: int
     text: str
     fault: str | None = None
+    end: int = 0
 
 
 def iterate_lines(source: FileSource) -> Iterator[Line]:
@@ -45,12 +49,13 @@ def iterate_lines(source: FileSource) -> Iterator[Line]:
 
 def _decode(raw: bytes, number: int, offset: int) -> Line:
     skipped = len(_BOM) if offset == 0 and raw.startswith(_BOM) else 0
+    end = offset + len(raw)
     try:
-        return Line(number, raw[skipped:].decode("utf-8"))
+        return Line(number, raw[skipped:].decode("utf-8"), end=end)
     except UnicodeDecodeError as error:
         at = offset + skipped + error.start
         byte = raw[skipped + error.start]
-        return Line(number, "", f"not UTF-8: byte 0x{byte:02x} at offset {at} of the file")
+        return Line(number, "", f"not UTF-8: byte 0x{byte:02x} at offset {at} of the file", end)
 
 
 ENCODING_HINT = "convert the file, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"

@@ -1,16 +1,20 @@
 """From settings to the rows of a run: reading, tokenizing, splitting, counting, in this order."""
 
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from lorafit.config.schema import Settings
-from lorafit.data.capacity import require_memory
 from lorafit.data.chat import load_chat_format
 from lorafit.data.dataset import TokenizedDataset
 from lorafit.data.fingerprint import file_state, hash_file, hash_records, verify_unchanged
-from lorafit.data.records import RecordKind, RecordSet, read_records
+from lorafit.data.problems import Problems
+from lorafit.data.progress import Tell, tell_nobody
+from lorafit.data.reading import iterate_rows
+from lorafit.data.records import Record, RecordKind, RecordReader, SourceFacts
 from lorafit.data.report import DataReport, SourceReport, describe_source
-from lorafit.data.sources import FileSource, HubSource, resolve_source
+from lorafit.data.sources import FileSource, HubSource, is_large, resolve_source
 from lorafit.data.split import count_overlap, split_rows
 from lorafit.data.tokenize import tokenize_records, verify_dropped
 from lorafit.errors import DataError, UsageError
@@ -23,6 +27,8 @@ class LoadedSource:
     dataset: TokenizedDataset
     kind: RecordKind
     report: SourceReport
+    is_labelled: bool
+    """Whether every row has a label."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +43,26 @@ class TrainingData:
     report: DataReport
 
 
-def load_training_data(settings: Settings, tokenizer: Any) -> TrainingData:
+def load_training_data(
+    settings: Settings, tokenizer: Any, tell: Tell = tell_nobody
+) -> TrainingData:
     """Return the training rows and, from a file or held out, the validation rows.
+
+    `tell` hears how far a large file is.
 
     Raises:
         UsageError: no data is named, or the name is empty, a URL or a pattern.
         DataError: data is missing, unreadable, wrong, or leaves nothing to learn.
         ConfigError: a template is malformed.
         ModelError: the tokenizer has no end-of-text token.
+        StorageError: the rows of a large file do not fit on the disk.
     """
     if settings.data is None:
         raise UsageError("no training data is named", hint="--data FILE.jsonl (or a hub id)")
-    loaded = load_source(settings.data, settings, tokenizer)
+    loaded = load_source(settings.data, settings, tokenizer, tell)
     held_out: LoadedSource | None = None
     if settings.validation_data is not None:
-        held_out = load_source(settings.validation_data, settings, tokenizer)
+        held_out = load_source(settings.validation_data, settings, tokenizer, tell)
         _verify_same_kind(loaded, held_out)
         train, validation = loaded.dataset, held_out.dataset
         reason = f"validation rows come from {held_out.report.name}"
@@ -67,52 +78,81 @@ def load_training_data(settings: Settings, tokenizer: Any) -> TrainingData:
         validation_source=held_out.report if held_out else None,
         train_counts=train.counts,
         validation_counts=validation.counts,
-        num_overlap=count_overlap(train.keys, validation.keys),
+        # Rows that were held out are none of those that are left.
+        num_overlap=count_overlap(train.keys, validation.keys) if held_out else 0,
         max_length=settings.max_length,
         split_reason=reason,
         chat_reason=chat_reason,
     )
-    rows = [*train.records, *validation.records]
     return TrainingData(
         train=train,
         validation=validation if len(validation) else None,
         kind=loaded.kind,
-        labels_present=all(record.label is not None for record in rows),
+        labels_present=loaded.is_labelled and (held_out is None or held_out.is_labelled),
         report=report,
     )
 
 
-def load_source(data: str, settings: Settings, tokenizer: Any) -> LoadedSource:
+def load_source(
+    data: str, settings: Settings, tokenizer: Any, tell: Tell = tell_nobody
+) -> LoadedSource:
     """Return all rows of one file or hub data set, tokenized; nothing is held out.
 
+    Small ones are held in memory, large ones are mapped; the rows are the same.
+
     Raises:
-        UsageError, DataError, ConfigError, ModelError: as `load_training_data`.
+        UsageError, DataError, ConfigError, ModelError, StorageError: as `load_training_data`.
+    """
+    dataset, facts, sha256 = tokenize_source(data, settings, tokenizer, tell)
+    verify_dropped(dataset.counts, facts.num_empty, settings, facts.name)
+    report = describe_source(facts, dataset, sha256)
+    return LoadedSource(dataset, facts.kind, report, dataset.is_labelled)
+
+
+def tokenize_source(
+    data: str, settings: Settings, tokenizer: Any, tell: Tell = tell_nobody
+) -> tuple[TokenizedDataset, SourceFacts, str]:
+    """Return rows, facts and SHA-256 of a source, however few rows are left.
+
+    Raises:
+        UsageError, DataError, ConfigError, ModelError, StorageError: as `load_training_data`.
     """
     source = resolve_source(data, settings.data_split)
-    records, sha256 = read_with_fingerprint(source, settings)
-    dataset = tokenize_records(records.records, tokenizer, settings)
-    verify_dropped(dataset.counts, records.num_empty, settings, records.name)
-    return LoadedSource(dataset, records.kind, describe_source(records, dataset, sha256))
+    if isinstance(source, FileSource) and is_large(source):
+        from lorafit.data.prepare import prepare_rows
+
+        prepared = prepare_rows(source, settings, tokenizer, tell)
+        return prepared.dataset, prepared.facts, prepared.sha256
+    records: list[Record] = []
+    facts, sha256 = scan_source(source, settings, records.append)
+    return tokenize_records(records, tokenizer, settings), facts, sha256
 
 
-def read_with_fingerprint(
-    source: FileSource | HubSource, settings: Settings
-) -> tuple[RecordSet, str]:
-    """Return the records of a source and the SHA-256 of what they were read from.
+def scan_source(
+    source: FileSource | HubSource, settings: Settings, take: Callable[[Record], None]
+) -> tuple[SourceFacts, str]:
+    """Read a source once, hand each record to `take`; return what was found, and its SHA-256.
 
     Raises:
         DataError: as `read_records`, or the file changed meanwhile.
-        MemoryFitError: its rows cannot fit in memory.
+        ConfigError: a template is malformed.
     """
+    problems = Problems(source.name)
+    reader = RecordReader(iterate_rows(source, problems), source.name, settings, problems)
+
+    def records() -> Iterator[Record]:
+        for record in reader:
+            take(record)
+            yield record
+
     if isinstance(source, HubSource):
-        records = read_records(source, settings)
-        return records, hash_records(records.records)
-    require_memory(source)
+        sha256 = hash_records(records())
+        return reader.facts(), sha256
     before = file_state(source)
-    records = read_records(source, settings)
+    deque(records(), maxlen=0)
     sha256 = hash_file(source)
     verify_unchanged(source, before)
-    return records, sha256
+    return reader.facts(), sha256
 
 
 def _verify_same_kind(training: LoadedSource, validation: LoadedSource) -> None:

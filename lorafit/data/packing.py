@@ -9,6 +9,7 @@ import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from lorafit.data.dataset import TokenizedDataset
 from lorafit.data.micro_batches import Row
@@ -68,17 +69,24 @@ def pack_rows(lengths: Sequence[int], capacity: int, seed: int) -> Packing:
     random.Random(seed).shuffle(order)  # noqa: S311  # no secret
     order.sort(key=lambda index: -lengths[index])
     bins: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (tokens free, bin), sorted
+    open_bins: dict[int, list[int]] = {}  # tokens free: the bins, as heaps
+    rooms: list[int] = []  # the numbers of tokens that are free in some bin, sorted
     for index in order:
         length = lengths[index]
-        place = bisect_left(rooms, (length, 0))
+        place = bisect_left(rooms, length)
         if place == len(rooms):
             room, chosen = capacity, len(bins)
             bins.append([])
         else:
-            room, chosen = rooms.pop(place)
+            room = rooms[place]
+            chosen = heappop(open_bins[room])
+            if not open_bins[room]:
+                del open_bins[room], rooms[place]
         bins[chosen].append(index)
-        insort(rooms, (room - length, chosen))
+        if room - length not in open_bins:
+            open_bins[room - length] = []
+            insort(rooms, room - length)
+        heappush(open_bins[room - length], chosen)
     return Packing(
         bins=tuple(map(tuple, bins)),
         tokens=tuple(sum(lengths[index] for index in each) for each in bins),

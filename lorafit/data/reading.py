@@ -34,6 +34,19 @@ class Row:
 
     fields: dict[str, Any]
     where: str
+    done: float = 0.0
+    """Share of the source that has been read with this row, where it is known."""
+
+
+def place_of(source: FileSource | HubSource, number: int) -> str:
+    """Return what a row of this line, or of this number where there are no lines, is called."""
+    has_lines = isinstance(source, FileSource) and source.format != "parquet"
+    return f"{source.name}:{number}" if has_lines else f"{source.name}:row {number}"
+
+
+def number_of(place: str) -> int:
+    """Return the number in what `place_of` returned."""
+    return int(place.replace(" ", ":").rsplit(":", 1)[1])
 
 
 def iterate_rows(source: FileSource | HubSource, problems: Problems) -> Iterator[Row]:
@@ -46,7 +59,7 @@ def iterate_rows(source: FileSource | HubSource, problems: Problems) -> Iterator
         from lorafit.data.hub import iterate_hub_rows
 
         for number, fields in enumerate(iterate_hub_rows(source), start=1):
-            yield Row(fields, f"{source.name}:row {number}")
+            yield Row(fields, place_of(source, number))
         return
     readers = {
         "jsonl": _iterate_jsonl,
@@ -60,8 +73,9 @@ def iterate_rows(source: FileSource | HubSource, problems: Problems) -> Iterator
 def _iterate_jsonl(source: FileSource, problems: Problems) -> Iterator[Row]:
     decoder = StrictDecoder()
     is_first = True
+    size = _size_of(source)
     for line in iterate_lines(source):
-        where = f"{source.name}:{line.number}"
+        where = place_of(source, line.number)
         if line.fault:
             problems.add(where, line.fault, ENCODING_HINT)
             continue
@@ -77,11 +91,17 @@ def _iterate_jsonl(source: FileSource, problems: Problems) -> Iterator[Row]:
             if noted:
                 problems.add(where, f"{noted[0]}: {excerpt_around(line.text, 0)}")
             elif isinstance(value, dict):
-                yield Row(value, where)
+                yield Row(value, where, line.end / size)
             else:
                 hint = _guess_format(line.text, source) if is_first else None
                 problems.add(where, _not_an_object(value, line.text), hint)
         is_first = False
+
+
+def _size_of(source: FileSource) -> int:
+    """Return the bytes of a file, at least 1."""
+    with readable(source.name):
+        return max(1, source.path.stat().st_size)
 
 
 def _not_an_object(value: Any, text: str) -> str:
@@ -117,12 +137,12 @@ def _iterate_json(source: FileSource, problems: Problems) -> Iterator[Row]:
         for value, position, noted in iterate_array(text, StrictDecoder()):
             line += text.count("\n", counted_to, position)
             counted_to = position
-            where = f"{source.name}:{line}"
+            where = place_of(source, line)
             shown = text[position : position + 200]
             if noted:
                 problems.add(where, f"{noted[0]}: {excerpt_around(shown, 0)}")
             elif isinstance(value, dict):
-                yield Row(value, where)
+                yield Row(value, where, position / len(text))
             else:
                 problems.add(where, _not_an_object(value, shown))
     except JsonError as problem:
@@ -134,8 +154,7 @@ def _iterate_json(source: FileSource, problems: Problems) -> Iterator[Row]:
 
 
 def _read_json_text(source: FileSource) -> str:
-    with readable(source.name):
-        size = source.path.stat().st_size
+    size = _size_of(source)
     if size > MAX_JSON_BYTES:
         raise DataError(
             f"{format_bytes(size)} of JSON in one array; more than {format_bytes(MAX_JSON_BYTES)} "
@@ -162,12 +181,14 @@ def _jsonl_hint(text: str, source: FileSource) -> str | None:
 
 def _iterate_csv(source: FileSource, problems: Problems) -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(_csv_lines(source), strict=True)
+    lines = _CsvLines(source)
+    reader = csv.reader(lines, strict=True)
+    size = _size_of(source)
     header: list[str] | None = None
     start = 1
     try:
         for cells in reader:
-            where = f"{source.name}:{start}"
+            where = place_of(source, start)
             start = reader.line_num + 1
             if header is None:
                 header = cells
@@ -179,19 +200,31 @@ def _iterate_csv(source: FileSource, problems: Problems) -> Iterator[Row]:
                     'quote fields that hold commas or line breaks: "…"',
                 )
             elif cells:
-                yield Row(dict(zip(header, cells, strict=True)), where)
+                yield Row(dict(zip(header, cells, strict=True)), where, lines.end / size)
     except csv.Error as error:
         hint = 'quote fields that hold commas or line breaks, and double quotes in them: "a ""b"""'
         problems.add(f"{source.name}:{max(1, reader.line_num)}", f"not CSV: {error}", hint)
 
 
-def _csv_lines(source: FileSource) -> Iterator[str]:
-    for line in iterate_lines(source):
-        where = f"{source.name}:{line.number}"
+class _CsvLines:
+    """The lines of a CSV file, and how many bytes have been read with the last of them."""
+
+    def __init__(self, source: FileSource) -> None:
+        self._source = source
+        self._lines = iterate_lines(source)
+        self.end = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
         # Unlike in JSONL, one bad line cannot be skipped: a quoted field may span it.
         if line.fault:
+            where = place_of(self._source, line.number)
             raise DataError(line.fault, where=where, hint=ENCODING_HINT)
-        yield line.text
+        self.end = line.end
+        return line.text
 
 
 def _check_header(header: list[str], where: str) -> None:
@@ -221,10 +254,11 @@ def _iterate_parquet(source: FileSource, _problems: Problems) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(_checked(source.path)) as file:
+            num_rows = max(1, file.metadata.num_rows)
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Row(fields, f"{source.name}:row {number}")
+                    yield Row(fields, place_of(source, number), number / num_rows)
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(
             f"not a readable Parquet file: {excerpt(str(error), 160)}",

@@ -10,11 +10,12 @@ Kinds, told apart by their fields:
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from lorafit.config.schema import Settings
+from lorafit.data.kinds_hint import KINDS_HINT, kinds_hint
 from lorafit.data.problems import Problems
 from lorafit.data.reading import Row, iterate_rows, type_name
 from lorafit.data.sources import FileSource, HubSource
@@ -38,10 +39,6 @@ _REQUIRED_FIELDS: tuple[tuple[RecordKind, tuple[str, ...]], ...] = (
     ("prompt-completion", ("prompt", "completion")),
     ("instruction", ("instruction", "output")),
     ("text", ("text",)),
-)
-KINDS_HINT = (
-    "a row holds text, or prompt and completion, or instruction and output, or messages; "
-    "for other fields set --prompt-template and --completion-template"
 )
 
 
@@ -68,6 +65,26 @@ class Record:
 
 
 @dataclass(frozen=True)
+class SourceFacts:
+    """What reading a source to its end has found, beside the records themselves."""
+
+    name: str
+    kind: RecordKind
+    num_rows_read: int
+    num_empty: int
+    """Rows left out because their prompt or completion is blank."""
+    ignored_fields: tuple[str, ...]
+    """Fields that no record uses."""
+    labels: Counter[str]
+    """Records of each label."""
+
+    @property
+    def num_records(self) -> int:
+        """Records that the rows became."""
+        return self.num_rows_read - self.num_empty
+
+
+@dataclass(frozen=True)
 class RecordSet:
     """The records of one file: all of one kind."""
 
@@ -76,13 +93,19 @@ class RecordSet:
     records: list[Record]
     num_rows_read: int
     num_empty: int
-    """Rows left out because their prompt or completion is blank."""
     ignored_fields: tuple[str, ...]
-    """Fields that no record uses."""
+
+    @property
+    def facts(self) -> SourceFacts:
+        """What was found, without the records; see `SourceFacts`."""
+        labels = Counter(record.label for record in self.records if record.label is not None)
+        return SourceFacts(
+            self.name, self.kind, self.num_rows_read, self.num_empty, self.ignored_fields, labels
+        )
 
 
 def read_records(source: FileSource | HubSource, settings: Settings) -> RecordSet:
-    """Return the records of a file or hub data set.
+    """Return the records of a file or hub data set, all of them in memory.
 
     Raises:
         DataError: the data cannot be read, holds no rows, mixes kinds, or has rows that are
@@ -97,39 +120,95 @@ def collect_records(
     rows: Iterable[Row], name: str, settings: Settings, problems: Problems
 ) -> RecordSet:
     """Return the records made from `rows`; see `read_records`."""
-    templates = load_templates(settings)
-    records: list[Record] = []
-    tally = _KindTally()
-    used: set[str] = set()
-    seen: set[str] = set()
-    num_rows = num_empty = 0
-    for row in rows:
-        num_rows += 1
-        kind: RecordKind | None = "template" if templates else kind_of(row.fields)
-        seen.update(row.fields)
+    reader = RecordReader(rows, name, settings, problems)
+    records = list(reader)
+    facts = reader.facts()
+    return RecordSet(
+        name, facts.kind, records, facts.num_rows_read, facts.num_empty, facts.ignored_fields
+    )
+
+
+class RecordReader:
+    """Makes records of rows one at a time; what is wrong with them is raised after the last one.
+
+    Once `problems` holds any, the records that still come only serve to find the others.
+
+    Raises:
+        ConfigError: a template is malformed.
+    """
+
+    def __init__(
+        self, rows: Iterable[Row], name: str, settings: Settings, problems: Problems
+    ) -> None:
+        self.problems = problems
+        self.done = 0.0
+        """Share of the source that has been read, where it is known."""
+        self._rows = rows
+        self._name = name
+        self._label_field = settings.label_field
+        self._templates = load_templates(settings)
+        self._tally = _KindTally()
+        self._labels: Counter[str] = Counter()
+        self._used: set[str] = set()
+        self._seen: set[str] = set()
+        self._num_rows = self._num_empty = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the records.
+
+        Raises:
+            DataError: as `read_records`, after the last row.
+        """
+        num_records = 0
+        for row in self._rows:
+            record = self._record(row)
+            self.done = row.done
+            if record is not None:
+                num_records += 1
+                yield record
+        self._tally.raise_if_mixed(self._name)
+        self.problems.raise_if_any()
+        if not num_records:
+            raise _no_rows(self._name, self._num_rows)
+
+    def _record(self, row: Row) -> Record | None:
+        """Return the record of a row; None if it is blank, or wrong, which is noted."""
+        self._num_rows += 1
+        kind: RecordKind | None = "template" if self._templates else kind_of(row.fields)
+        self._seen.update(row.fields)
         if kind is None:
             shown = excerpt(", ".join(map(str, row.fields)), 60) or "(none)"
-            problems.add(row.where, f"not a known kind of row; its fields: {shown}", KINDS_HINT)
-            continue
-        tally.add(kind, row.where)
-        if kind != tally.kind:
-            continue
+            self.problems.add(
+                row.where, f"not a known kind of row; its fields: {shown}", kinds_hint(row.fields)
+            )
+            return None
+        self._tally.add(kind, row.where)
+        if kind != self._tally.kind:
+            return None
         try:
-            record = _build(kind, row, templates, settings.label_field)
+            record = _build(kind, row, self._templates, self._label_field)
         except RowError as problem:
-            problems.add(row.where, str(problem))
-            continue
-        used |= _fields_used(kind, templates, settings.label_field)
+            self.problems.add(row.where, str(problem))
+            return None
+        self._used |= _fields_used(kind, self._templates, self._label_field)
         if record is None:
-            num_empty += 1
-        else:
-            records.append(record)
-    tally.raise_if_mixed(name)
-    problems.raise_if_any()
-    if tally.kind is None or not records:
-        raise _no_rows(name, num_rows)
-    ignored = tuple(sorted(excerpt(str(field), 40) for field in seen - used))
-    return RecordSet(name, tally.kind, records, num_rows, num_empty, ignored)
+            self._num_empty += 1
+        elif record.label is not None:
+            self._labels[record.label] += 1
+        return record
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing wrong has been found so far."""
+        return not self.problems.count and len(self._tally.counts) < 2
+
+    def facts(self) -> SourceFacts:
+        """Return what was found, once all records have been taken."""
+        assert self._tally.kind is not None
+        ignored = tuple(sorted(excerpt(str(field), 40) for field in self._seen - self._used))
+        return SourceFacts(
+            self._name, self._tally.kind, self._num_rows, self._num_empty, ignored, self._labels
+        )
 
 
 def kind_of(fields: Mapping[str, Any]) -> RecordKind | None:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorafit.data.dataset import TokenCounts, TokenizedDataset
-from lorafit.data.records import RecordKind, RecordSet
+from lorafit.data.records import RecordKind, SourceFacts
 from lorafit.data.statistics import (
     LabelBalance,
     LengthSummary,
@@ -94,19 +94,19 @@ class DataReport:
         }
 
 
-def describe_source(records: RecordSet, dataset: TokenizedDataset, sha256: str) -> SourceReport:
+def describe_source(facts: SourceFacts, dataset: TokenizedDataset, sha256: str) -> SourceReport:
     """Return the counts of a source that was read and tokenized."""
     return SourceReport(
-        name=records.name,
+        name=facts.name,
         sha256=sha256,
-        kind=records.kind,
-        rows_read=records.num_rows_read,
-        empty=records.num_empty,
+        kind=facts.kind,
+        rows_read=facts.num_rows_read,
+        empty=facts.num_empty,
         counts=dataset.counts,
         lengths=summarize_lengths(dataset.full_lengths),
         suggested_max_length=smallest_max_length(dataset.full_lengths),
-        ignored_fields=records.ignored_fields,
-        labels=label_balance([record.label for record in records.records]),
+        ignored_fields=facts.ignored_fields,
+        labels=label_balance(facts.labels),
     )
 
 

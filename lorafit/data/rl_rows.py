@@ -6,7 +6,7 @@ from typing import Any
 
 from lorafit.config.schema import Settings
 from lorafit.data.chat import ChatFormat, load_chat_format
-from lorafit.data.dataset import IGNORED_LABEL, TokenizedDataset, count_rows
+from lorafit.data.dataset import IGNORED_LABEL, NO_ROWS, TokenizedDataset
 from lorafit.data.encoding import encode_prompt
 from lorafit.data.fingerprint import file_state, hash_file, hash_records, verify_unchanged
 from lorafit.data.load import TrainingData
@@ -226,10 +226,10 @@ def _report(
     whole: TokenizedDataset | None = None,
 ) -> DataReport:
     return DataReport(
-        training=describe_source(records, whole or train, sha256),
+        training=describe_source(records.facts, whole or train, sha256),
         validation_source=None,
         train_counts=train.counts,
-        validation_counts=count_rows(()),
+        validation_counts=NO_ROWS,
         num_overlap=0,
         max_length=settings.max_length,
         split_reason=reason,

@@ -11,6 +11,7 @@ from typing import Literal
 
 from lorafit.errors import DataError, UsageError
 from lorafit.text import escape_control, nearest
+from lorafit.units import MIB
 
 FileFormat = Literal["jsonl", "json", "csv", "parquet"]
 
@@ -21,6 +22,9 @@ FORMATS: dict[str, FileFormat] = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
+
+STORED_FROM_BYTES = 64 * MIB
+"""Files from this size on are large; to tokenize smaller ones takes seconds."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(?::[\w.-]{1,95})?", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -139,6 +143,18 @@ def _file_source(path: Path) -> FileSource:
             hint="rename the file after what it holds, such as rows.jsonl",
         )
     return FileSource(path, file_format)
+
+
+def is_large(source: FileSource) -> bool:
+    """Return whether the rows of a file are stored and mapped, and not held in memory.
+
+    A .json array is one text that has to be held anyway; it has a limit of its own.
+
+    Raises:
+        DataError: the file cannot be looked at.
+    """
+    with readable(source.name):
+        return source.format != "json" and source.path.stat().st_size >= STORED_FROM_BYTES
 
 
 @contextmanager

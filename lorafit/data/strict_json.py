@@ -1,4 +1,8 @@
-"""JSON as RFC 8259 has it: what Python's parser lets pass in silence is reported here."""
+"""JSON as RFC 8259 has it: what Python's parser lets pass in silence is reported here.
+
+For rows, with the speed of the compiled parser; `lorafit.config.json_reader` is for settings, where
+every key has to know its line.
+"""
 
 import json
 import math

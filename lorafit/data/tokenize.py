@@ -15,13 +15,15 @@ Rules:
   when the model generates; they are counted and warned about.
 """
 
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lorafit.config.schema import Settings
 from lorafit.data.chat import ChatFormat, Segment, load_chat_format
-from lorafit.data.dataset import TokenCounts, TokenizedDataset, TokenizedRow, count_rows
+from lorafit.data.columns import COLUMNS, Block, RowBuilder, columns_of
+from lorafit.data.dataset import RecordsInMemory, TokenCounts, TokenizedDataset
 from lorafit.data.encoding import Encoder
 from lorafit.data.problems import Problems
 from lorafit.data.records import Record
@@ -29,37 +31,90 @@ from lorafit.data.templates import RowError, render_completion, render_prompt
 from lorafit.errors import ConfigError, DataError, Problem
 
 _BATCH_ROWS = 512
+_BATCH_CHARACTERS = 4 * 1024**2
+
+
+class RowTokenizer:
+    """Turns records into blocks of tokens and labels, by the rules above.
+
+    Raises:
+        DataError: the records are conversations, and there is no chat template for them.
+        ModelError: the tokenizer has no end-of-text token.
+    """
+
+    def __init__(self, tokenizer: Any, settings: Settings, *, is_chat: bool) -> None:
+        self._encoder = Encoder(tokenizer)
+        self._chat = load_chat_format(settings, tokenizer) if is_chat else None
+        self._special = _special_text_pattern(tokenizer)
+        self._settings = settings
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that writes conversations, where the records are some."""
+        return None if self._chat is None else self._chat.template
+
+    def block(self, records: Sequence[Record]) -> Block:
+        """Return the rows of some records; those that cannot be rendered are its faults."""
+        block = Block()
+        numbers, rows = [], []
+        for number, record in enumerate(records):
+            try:
+                rows.append(segments_of(record, self._chat, self._settings.train_on_prompt))
+                numbers.append(number)
+            except RowError as error:
+                block.faults.append((record.source, str(error)))
+        before = self._encoder.num_separate
+        for number, (ids, labels) in zip(numbers, self._encoder.encode(rows), strict=True):
+            special_text = _find_special_text(self._special, records[number])
+            block.add(number, ids, labels, self._settings.max_length, special_text)
+        block.num_separate = self._encoder.num_separate - before
+        return block
 
 
 def tokenize_records(
     records: Sequence[Record], tokenizer: Any, settings: Settings
 ) -> TokenizedDataset:
-    """Return `records` as tokens and labels, by the rules above.
+    """Return `records` as tokens and labels in memory, by the rules above.
 
     Raises:
         DataError: a conversation cannot be rendered, or there is no chat template for it.
         ModelError: the tokenizer has no end-of-text token.
     """
-    encoder = Encoder(tokenizer)
-    chat = load_chat_format(settings, tokenizer) if _is_chat(records) else None
-    special = _special_text_pattern(tokenizer)
-    kept: list[TokenizedRow] = []
-    full_lengths: list[int] = []
-    dropped: list[TokenizedRow] = []
-    for batch in _batches(_iterate_segments(records, chat, settings)):
-        encoded = encoder.encode([segments for _, segments in batch])
-        for (record, _), (ids, labels) in zip(batch, encoded, strict=True):
-            full_lengths.append(len(ids))
-            row = TokenizedRow(
-                ids[: settings.max_length],
-                labels[: settings.max_length],
-                record,
-                is_truncated=len(ids) > settings.max_length,
-                special_text=_find_special_text(special, record),
-            )
-            (kept if row.num_supervised_tokens else dropped).append(row)
-    counts = count_rows(kept, dropped, encoder.num_separate)
-    return TokenizedDataset(kept, counts, full_lengths)
+    tokenize = RowTokenizer(tokenizer, settings, is_chat=_is_chat(records))
+    buffers = {name: io.BytesIO() for name in COLUMNS}
+    builder = RowBuilder(buffers.__getitem__)
+    kept: list[Record] = []
+    problems = Problems("the data")
+    for batch in batches(records):
+        block = tokenize.block(batch)
+        for fault in block.faults:
+            problems.add(*fault)
+        builder.add(block, batch)
+        kept += [batch[number] for number in block.kept]
+    # Raised after the last row: by then all problems are counted.
+    problems.raise_if_any()
+    return TokenizedDataset(columns_of(buffers), builder.tally, RecordsInMemory(kept))
+
+
+def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield records in lists of a size that is quick to tokenize and small to hold."""
+    batch: list[Record] = []
+    characters = 0
+    for record in records:
+        batch.append(record)
+        characters += num_characters(record)
+        if len(batch) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def num_characters(record: Record) -> int:
+    """Return how long the text of a record is."""
+    if record.messages is not None:
+        return sum(len(message.content) for message in record.messages)
+    return len(record.prompt or "") + len(record.completion)
 
 
 def segments_of(record: Record, chat: ChatFormat | None, train_on_prompt: bool) -> list[Segment]:
@@ -125,34 +180,6 @@ def check_max_length(settings: Settings, config: Any) -> None:
 
 def _is_chat(records: Sequence[Record]) -> bool:
     return bool(records) and records[0].messages is not None
-
-
-def _iterate_segments(
-    records: Sequence[Record], chat: ChatFormat | None, settings: Settings
-) -> Iterator[tuple[Record, list[Segment]]]:
-    problems = Problems("the data")
-    for record in records:
-        try:
-            segments = segments_of(record, chat, settings.train_on_prompt)
-        except RowError as error:
-            problems.add(record.source, str(error))
-        else:
-            yield record, segments
-    # Raised after the last row: by then all problems are counted.
-    problems.raise_if_any()
-
-
-def _batches(
-    pairs: Iterable[tuple[Record, list[Segment]]],
-) -> Iterator[list[tuple[Record, list[Segment]]]]:
-    batch = []
-    for pair in pairs:
-        batch.append(pair)
-        if len(batch) == _BATCH_ROWS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _special_text_pattern(tokenizer: Any) -> "re.Pattern[str] | None":

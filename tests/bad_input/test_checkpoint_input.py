@@ -114,6 +114,7 @@ def test_b61_a_checkpoint_without_manifest_is_foreign(resume, run_dir):
     outcome = resume("--resume", run_dir / "checkpoint-4")
     assert outcome.code == 5
     assert "has no manifest, so lorafit did not write it or never finished it" in outcome.err
+    assert "--import-hf-checkpoint FOLDER begins a new run from it" in outcome.err
 
 
 @pytest.mark.row("F35")

@@ -276,10 +276,10 @@ def test_b28_a_huge_file_is_refused_by_its_size(tmp_path, suffix):
     "data", ["a: " + "[" * 20_000, "a: " + "{b: " * 20_000, "- " * 20_000, "? " * 20_000]
 )
 def test_b28_deep_nesting_is_refused_quickly(tmp_path, data):
-    start = time.monotonic()
+    start = time.process_time()
     _, text = refusal(tmp_path, data)
     assert "more than 20 levels of nesting" in text or "a key is the name of a setting" in text
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.row("B25")

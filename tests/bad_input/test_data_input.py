@@ -245,9 +245,9 @@ def test_b42_refuses_a_line_beyond_16_mib_without_reading_it_whole(tmp_path):
     path = tmp_path / "rows.jsonl"
     with path.open("wb") as file:
         file.truncate(1024**3)  # a sparse file: one line of 1 GiB of NUL bytes
-    started = time.monotonic()
+    started = time.process_time()
     assert "longer than 16 MiB" in str(refused(path))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 # -- B39, B40, B44: rows
@@ -400,8 +400,7 @@ def test_b58_offline_hub_data_is_refused_at_once_with_the_next_command(monkeypat
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    started = time.monotonic()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
     error = refused("lorafit-tests/no-such-rows")
-    assert time.monotonic() - started < 10
     assert "cannot be reached (HF_HUB_OFFLINE is set)" in str(error)
     assert "hf download --repo-type dataset lorafit-tests/no-such-rows" in error.hint

@@ -442,9 +442,8 @@ def test_b58_a_hub_id_while_offline_names_the_next_command_within_seconds(
     tmp_path, run_lorafit, train_arguments, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    started = time.monotonic()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
     outcome = run_lorafit(*train_arguments(tmp_path / "run", model="microsoft/phi-2-not-here"))
-    assert time.monotonic() - started < 10
     assert outcome.code == ExitCode.BAD_INPUT
     assert "the model microsoft/phi-2-not-here is not on this machine" in outcome.err
     assert "HF_HUB_OFFLINE is set" in outcome.err
@@ -458,9 +457,8 @@ def test_b58_a_hub_that_refuses_the_connection_is_reported_within_seconds(monkey
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    started = time.monotonic()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits to ask again"))
     text, hint = refusal("someone/not-here")
-    assert time.monotonic() - started < 10
     assert "the hub cannot be reached (127.0.0.1: " in text
     assert "hf download someone/not-here" in hint
 

@@ -37,7 +37,7 @@ def test_keeps_one_row_on_each_side_of_two():
 def test_b36_b46_one_row_or_only_copies_leave_nothing_to_validate_on():
     assert split_rows(keys("a"), 0.1, 0).reason == "no validation: there is one row"
     assert split_rows(keys("a", "a"), 0.1, 0).reason == "no validation: all rows are identical"
-    assert split_rows(keys("a", "b"), 0.0, 0).validation == ()
+    assert not split_rows(keys("a", "b"), 0.0, 0).validation
 
 
 @pytest.mark.row("B46")
