@@ -56,6 +56,15 @@ def command(
             "with --json.",
         ),
     ] = None,
+    num_processes: Annotated[
+        int,
+        typer.Option(
+            "--num-processes",
+            help="Estimate each of so many processes, on a device of its own; see --parallelism.",
+            min=1,
+            rich_help_panel=_ASK_PANEL,
+        ),
+    ] = 1,
     expandable_segments: Annotated[
         bool,
         _option(
@@ -92,7 +101,12 @@ def command(
     )
     if advice and (compare is not None or sweep is not None or max_batch):
         raise UsageError("--advice is about one run", hint="ask about that run on its own")
-    options = Options(expandable_segments=expandable_segments, use_cache=not no_cache, fast=fast)
+    options = Options(
+        expandable_segments=expandable_segments,
+        use_cache=not no_cache,
+        fast=fast,
+        num_processes=num_processes,
+    )
     if compare is not None:
         fits = _compare(choices, compare, options, as_json)
     elif sweep is not None:
@@ -162,6 +176,7 @@ def _watched(what: str) -> AbstractContextManager[object]:
 def _draw(question: "Question", estimate: "Estimate", file: Path) -> None:
     from lorafit.cli.estimate_question import prepare_tracing
     from lorafit.memory.allocator import CachingAllocator
+    from lorafit.memory.data_parallel import num_shards_of
     from lorafit.memory.estimate import trace_run
     from lorafit.memory.timeline import build_timeline
     from lorafit.memory.timeline_chart import write_chart
@@ -172,6 +187,7 @@ def _draw(question: "Question", estimate: "Estimate", file: Path) -> None:
         dict(question.config),
         question.device,
         plain_script=question.is_plain(question.settings),
+        num_shards=num_shards_of(estimate),
     )
     allocator = CachingAllocator(expandable_segments=question.options.expandable_segments)
     write_chart(file, build_timeline(trace, allocator), estimate, question.assumptions())
@@ -294,5 +310,7 @@ def _say_subject(question: "Question", swept: str = "") -> None:
     from lorafit.text import escape_control, excerpt
 
     model = "" if swept == "model" else escape_control(excerpt(question.settings.model))
-    device = "" if swept == "hardware" else f"on {question.device.name}"
+    count = question.options.num_processes
+    number = "" if count == 1 else f"each of {count} x "
+    device = "" if swept == "hardware" else f"on {number}{question.device.name}"
     console.say(f"{model} {device}".strip())

@@ -14,6 +14,7 @@ from lorafit.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from lorafit.hardware.info import DeviceInfo
+    from lorafit.memory.data_parallel import Parallel
     from lorafit.memory.estimate import Estimate
 
 
@@ -25,6 +26,8 @@ class Options:
     use_cache: bool = True
     fast: bool = False
     """Answer by the closed form, without tracing and without torch."""
+    num_processes: int = 1
+    """Processes that train together, each on a device of its own."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +73,47 @@ class Question:
 
     def _answer_step(self, settings: Settings) -> "Estimate":
         from lorafit.hardware.capabilities import verify_supported
-        from lorafit.memory.cache import cached_estimate
+        from lorafit.training.parallelism import choose_parallelism
 
         verify_supported(self.device, settings)
+        count = self.options.num_processes
+        if count == 1:
+            return self._answer_alone(settings, 1)
+        whole = self._with_others(settings, "ddp")
+        choice, chosen = choose_parallelism(
+            settings, count, self.device, whole, lambda: self._with_others(settings, "fsdp")
+        )
+        *facts, verdict = chosen.reasons
+        return replace(chosen, reasons=(*facts, choice.reason, verdict))
+
+    def _with_others(self, settings: Settings, parallelism: "Parallel") -> "Estimate":
+        """Return the estimate of one of several processes."""
+        from lorafit.memory.data_parallel import with_exchange
+
+        count = self.options.num_processes
+        alone = self._answer_alone(settings, count if parallelism == "fsdp" else 1)
+        num_trainable = alone.breakdown["adapter_bytes"] // 4
+        return with_exchange(
+            alone, num_trainable, self.device, num_processes=count, parallelism=parallelism
+        )
+
+    def _answer_alone(self, settings: Settings, num_shards: int) -> "Estimate":
+        """Return the estimate of what a process has for itself, its share of the weights if any."""
+        from lorafit.memory.cache import cached_estimate
+
         if self.options.fast:
-            return self._answer_fast(settings)
+            return self._answer_fast(settings, num_shards)
         if not self.options.use_cache:
-            return self._compute(settings)
+            return self._compute(settings, num_shards)
         return cached_estimate(
             settings,
             dict(self.config),
             self.device,
-            lambda: self._compute(settings),
-            variant=self._variant(settings),
+            lambda: self._compute(settings, num_shards),
+            variant=f"{self._variant(settings)} shards={num_shards}",
         )
 
-    def _answer_fast(self, settings: Settings) -> "Estimate":
+    def _answer_fast(self, settings: Settings, num_shards: int) -> "Estimate":
         from lorafit.memory.closed_form import estimate_fast
 
         if self.is_plain(settings):
@@ -93,19 +121,19 @@ class Question:
                 "--fast knows lorafit's own training only, not a plain script (--kernels stock)",
                 hint="leave --fast out: the plain script is then traced",
             )
-        return estimate_fast(settings, self.config, self.device)
+        return estimate_fast(settings, self.config, self.device, num_shards)
 
     def identity(self) -> str:
         """Return a hash of everything that the answer hangs on."""
         from lorafit.memory.cache import question_hash
 
-        variant = self._variant(self.settings)
+        variant = f"{self._variant(self.settings)} parallelism={self.settings.parallelism}"
         return question_hash(self.settings, dict(self.config), self.device, variant)
 
     def _variant(self, settings: Settings) -> str:
         return f"plain={self.is_plain(settings)} expandable={self.options.expandable_segments}"
 
-    def _compute(self, settings: Settings) -> "Estimate":
+    def _compute(self, settings: Settings, num_shards: int) -> "Estimate":
         from lorafit.data.tokenize import check_max_length
         from lorafit.memory.estimate import estimate_memory, parse_config
 
@@ -119,6 +147,7 @@ class Question:
             self.device,
             plain_script=self.is_plain(settings),
             expandable_segments=self.options.expandable_segments,
+            num_shards=num_shards,
         )
 
     def assumptions(self) -> tuple[str, ...]:
@@ -128,13 +157,17 @@ class Question:
             f"every row is as long as max_length, {settings.max_length} tokens: shorter rows take "
             "less",
             f"{settings.per_device_train_batch_size} rows x {settings.gradient_accumulation_steps} "
-            f"accumulation on one device; {self.batch_reason}",
+            f"accumulation on {self._devices()}; {self.batch_reason}",
         ]
         if self.is_plain_script:
             lines.append("a loop around plain transformers + PEFT, as --kernels stock asks for")
         if settings.torch_compile and self.device.kind == "cuda" and not self.is_plain_script:
             lines.append("the step as it runs without torch.compile, whose kernels are not traced")
         return tuple(lines)
+
+    def _devices(self) -> str:
+        count = self.options.num_processes
+        return "one device" if count == 1 else f"each of {count} devices like this one"
 
     def document(self) -> dict[str, Any]:
         """Return the answer as a JSON document, with what it assumes."""
@@ -166,9 +199,11 @@ def ask(choices: RunChoices, options: Options) -> Question:
         LorafitError: a setting, the device or the model is not what it should be.
     """
     from lorafit.config.batch import resolve_batch
+    from lorafit.config.parallelism import verify_parallelism
 
     resolved, device = choices.resolve()
-    batch = resolve_batch(resolved, num_devices=1)
+    verify_parallelism(resolved, options.num_processes)
+    batch = resolve_batch(resolved, options.num_processes)
     # As training will really be batched; the effective batch is then the product.
     settings = resolved.settings.model_copy(
         update={

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from lorafit.cli.estimate_view import VERDICT_STYLE, Screen
-from lorafit.memory.parts import PARTS
+from lorafit.memory.parts import parts_of
 from lorafit.text import excerpt
 from lorafit.units import format_bytes
 
@@ -77,8 +77,11 @@ def _append_block(text: Text, answers: Labelled, width: int, screen: Screen) -> 
         ("max_length", "max_length"),
     ):
         line(label, [excerpt(str(estimate.settings[name])) for estimate in estimates])
-    for part in PARTS:
-        line(part.label, [format_bytes(estimate.breakdown[part.key]) for estimate in estimates])
+    for part in parts_of(*(estimate.breakdown for estimate in estimates)):
+        line(
+            part.label,
+            [format_bytes(estimate.breakdown.get(part.key, 0)) for estimate in estimates],
+        )
     line("process at its peak", [format_bytes(e.peak.process_bytes) for e in estimates], "bold")
     line("capacity", [format_bytes(e.capacity_bytes) for e in estimates])
     line("headroom", [format_bytes(e.headroom_bytes) for e in estimates])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from lorafit.memory.parts import PARTS
+from lorafit.memory.parts import parts_of
 from lorafit.text import escape_control, excerpt
 from lorafit.units import format_bytes
 
@@ -80,7 +80,9 @@ def render(
     """Return the answer for people."""
     text = Text()
     text.append(screen.wrap(excerpt(estimate.model), 0), style="bold")
-    text.append(f" on {escape_control(excerpt(str(estimate.hardware['name'])))}\n\n")
+    count = estimate.processes["count"]
+    number = "" if count == 1 else f"each of {count} x "
+    text.append(f" on {number}{escape_control(excerpt(str(estimate.hardware['name'])))}\n\n")
     text.append_text(capacity_bar(estimate, screen))
     text.append("\n\n")
     _append_parts(text, estimate, screen)
@@ -101,7 +103,7 @@ def capacity_bar(estimate: "Estimate", screen: Screen) -> Text:
     percent = f" {process / capacity:.0%}"
     width = max(10, min(screen.width, _WIDEST) - 2 - len(percent))
     bar, filled, total = Text("  "), 0, 0
-    for part in PARTS:
+    for part in parts_of(estimate.breakdown):
         total += estimate.breakdown[part.key]
         cells = round(total / scale * width) - filled
         bar.append(screen.cell(part.letter) * cells, style=part.colour)
@@ -124,13 +126,17 @@ def _append_capacity_mark(bar: Text, cell: int, capacity: int) -> None:
 
 def _append_parts(text: Text, estimate: "Estimate", screen: Screen) -> None:
     peak = estimate.peak
-    for part in PARTS:
+    for part in parts_of(estimate.breakdown):
         text.append(f"  {screen.cell(part.letter)} ", style=part.colour)
         size = format_bytes(estimate.breakdown[part.key])
         text.append(f"{part.label:{_LABEL_WIDTH}}{size:>{_SIZE_WIDTH}}\n")
     share = f"{estimate.headroom_bytes / estimate.capacity_bytes:.0%}"
     lines = (
-        ("process at its peak", peak.process_bytes, f"in the {peak.phase.replace('_', ' ')} phase"),
+        (
+            _process_label(estimate),
+            peak.process_bytes,
+            f"in the {peak.phase.replace('_', ' ')} phase",
+        ),
         ("  of it, allocated", peak.allocated_bytes, ""),
         ("capacity", estimate.capacity_bytes, ""),
         ("headroom", estimate.headroom_bytes, share),
@@ -141,6 +147,10 @@ def _append_parts(text: Text, estimate: "Estimate", screen: Screen) -> None:
             text.append(f"  {note}", style="dim")
         text.append("\n")
     text.append("\n")
+
+
+def _process_label(estimate: "Estimate") -> str:
+    return "process at its peak" if estimate.processes["count"] == 1 else "peak per device"
 
 
 def _append_advice(text: Text, advice: "Advice", screen: Screen) -> None:

@@ -123,7 +123,8 @@ def _batch(plan: RunPlan) -> list[Line]:
     lines = [
         _fact(
             f"{batch.per_device_train_batch_size} micro-batch x "
-            f"{batch.gradient_accumulation_steps} accumulation x {batch.num_devices} device = "
+            f"{batch.gradient_accumulation_steps} accumulation x {batch.num_devices} "
+            f"device{'s' * (batch.num_devices > 1)} = "
             f"{batch.effective_batch_size} effective batch, up to "
             f"{plan.settings.max_length} tokens a {unit}"
         ),
@@ -197,12 +198,31 @@ def _memory(plan: RunPlan) -> list[Line]:
     return [
         _fact(
             f"{format_bytes(estimate.peak.process_bytes)} at the peak of "
-            f"{format_bytes(estimate.capacity_bytes)} usable"
+            f"{format_bytes(estimate.capacity_bytes)} usable{_on_each(plan)}"
         ),
         _why(estimate.reasons[-1]),
+        *([_why(_FIT_HINT)] if _wastes_time_for_memory(plan) else []),
+        *([_why(plan.parallelism.reason)] if plan.batch.num_devices > 1 else []),
         *([] if plan.settings.method == "sft" else [_why(plan.reasons()["method"])]),
         *([] if plan.planner is None else _planner(plan.planner)),
     ]
+
+
+def _on_each(plan: RunPlan) -> str:
+    count = plan.batch.num_devices
+    return f" on each of {count} devices" if count > 1 else ""
+
+
+_FIT_HINT = "layers are computed twice to save memory that stays free: --fit finds what is faster"
+_MUCH_FREE = 0.4
+"""Share of the device's memory from which on a run without checkpointing is worth a look."""
+
+
+def _wastes_time_for_memory(plan: RunPlan) -> bool:
+    estimate, settings = plan.estimate, plan.settings
+    is_planned = plan.planner is not None or settings.method != "sft"
+    is_free = estimate.peak.process_bytes < (1 - _MUCH_FREE) * estimate.capacity_bytes
+    return settings.gradient_checkpointing and is_free and not is_planned
 
 
 def _planner(fitted: FittedPlan) -> list[Line]:
@@ -219,8 +239,9 @@ def _disk(plan: RunPlan) -> list[Line]:
             f"{format_bytes(disk.free_bytes)} free in {plan.settings.output_dir}"
         ),
         _why(
-            f"{disk.num_written} checkpoints are written, one every {plan.settings.save_steps} "
-            f"steps and at the end; the newest {plan.settings.save_total_limit} and the best are "
-            f"kept: keeping all would take {format_bytes(disk.unlimited_bytes)}"
+            f"{disk.num_written} checkpoint{'s' * (disk.num_written != 1)} in all, one every "
+            f"{plan.settings.save_steps} steps and at the end; the newest "
+            f"{plan.settings.save_total_limit} and the best are kept: "
+            f"keeping all would take {format_bytes(disk.unlimited_bytes)}"
         ),
     ]

@@ -4,20 +4,24 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lorafit.errors import DeviceError
 from lorafit.hardware.catalog import has_native_bfloat16, match_name
+from lorafit.hardware.gpu_state import (
+    GpuState,
+    attempt,
+    read_gpu_state,
+    read_separate_pairs,
+)
 from lorafit.hardware.info import DeviceInfo
 from lorafit.hardware.visible import VARIABLE, visible_indexes
 from lorafit.text import excerpt
 from lorafit.units import format_bytes
-
-T = TypeVar("T")
 
 _LOW_FREE_FRACTION = 0.9
 """Below this share of free memory the rest is worth a warning: plans assume an idle GPU."""
@@ -41,6 +45,8 @@ class Gpu:
     """MIG slices, when MIG is on."""
     num_ecc_errors: int = 0
     """Uncorrected memory errors since the driver was loaded."""
+    state: GpuState = field(default_factory=GpuState)
+    """Temperature and slowdowns when it was asked."""
 
     @property
     def usable_bytes(self) -> int:
@@ -58,6 +64,8 @@ class GpuReport:
     driver: str | None = None
     is_filtered: bool = False
     """True when CUDA_VISIBLE_DEVICES has been applied already, as torch does."""
+    separate_pairs: tuple[tuple[int, int], ...] = ()
+    """Indexes of the pairs of GPUs that cannot write to each other's memory."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,9 @@ def read_nvml(nvml: Any) -> GpuReport | None:
             nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())
         ]
         gpus = tuple(_read_gpu(nvml, handle) for handle in handles)
-        driver = _attempt(nvml, lambda: _text(nvml.nvmlSystemGetDriverVersion()), "")
-        return GpuReport(gpus, "NVML", driver=driver or None)
+        driver = attempt(nvml, lambda: _text(nvml.nvmlSystemGetDriverVersion()), "")
+        pairs = read_separate_pairs(nvml, handles)
+        return GpuReport(gpus, "NVML", driver=driver or None, separate_pairs=pairs)
     except nvml.NVMLError:
         return None
     finally:
@@ -120,16 +129,16 @@ def read_nvml(nvml: Any) -> GpuReport | None:
 
 def _read_gpu(nvml: Any, handle: Any, parent_capability: tuple[int, int] | None = None) -> Gpu:
     memory = _read_memory(nvml, handle)
-    capability = parent_capability or _attempt(
+    capability = parent_capability or attempt(
         nvml, lambda: tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)), None
     )
     mig_enabled = parent_capability is None and bool(
-        _attempt(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0], 0)
+        attempt(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0], 0)
     )
-    running = _attempt(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), [])
+    running = attempt(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), [])
     return Gpu(
         name=_text(nvml.nvmlDeviceGetName(handle)),
-        uuid=_attempt(nvml, lambda: _text(nvml.nvmlDeviceGetUUID(handle)), ""),
+        uuid=attempt(nvml, lambda: _text(nvml.nvmlDeviceGetUUID(handle)), ""),
         total_bytes=int(memory.total),
         reserved_bytes=int(getattr(memory, "reserved", 0)),
         free_bytes=int(memory.free),
@@ -137,13 +146,14 @@ def _read_gpu(nvml: Any, handle: Any, parent_capability: tuple[int, int] | None 
         processes=tuple((process.pid, process.usedGpuMemory) for process in running),
         mig_enabled=mig_enabled,
         slices=_read_slices(nvml, handle, capability) if mig_enabled else (),
-        num_ecc_errors=_attempt(
+        num_ecc_errors=attempt(
             nvml,
             lambda: nvml.nvmlDeviceGetTotalEccErrors(
                 handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
             ),
             0,
         ),
+        state=read_gpu_state(nvml, handle),
     )
 
 
@@ -157,19 +167,11 @@ def _read_memory(nvml: Any, handle: Any) -> Any:
 
 def _read_slices(nvml: Any, handle: Any, capability: tuple[int, int] | None) -> tuple[Gpu, ...]:
     slices = []
-    for index in range(_attempt(nvml, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle), 0)):
-        part = _attempt(nvml, partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index))
+    for index in range(attempt(nvml, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle), 0)):
+        part = attempt(nvml, partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index))
         if part is not None:
             slices.append(_read_gpu(nvml, part, capability or (8, 0)))
     return tuple(slices)
-
-
-def _attempt(nvml: Any, call: Callable[[], T], default: Any = None) -> Any:
-    """Return the answer, or `default` when this GPU or driver does not support the question."""
-    try:
-        return call()
-    except nvml.NVMLError:
-        return default
 
 
 def _text(value: str | bytes) -> str:

@@ -15,7 +15,12 @@ _SIXTEEN_BIT = frozenset({"bfloat16", "float16"})
 
 
 def choose_compute_dtype(
-    device: DeviceInfo, requested: str, model_type: str, stored_dtype: str | None = None
+    device: DeviceInfo,
+    requested: str,
+    model_type: str,
+    stored_dtype: str | None = None,
+    *,
+    as_asked: bool = False,
 ) -> Choice[str]:
     """Return `bfloat16`, `float16` or `float32`, and why.
 
@@ -24,12 +29,19 @@ def choose_compute_dtype(
         requested: the `compute_dtype` setting; `auto` chooses.
         model_type: `config.json`'s `model_type`, such as `phi`.
         stored_dtype: the number format of the weights on disk, if known.
+        as_asked: follow a request that lorafit would not train with, and say why it would not:
+            what somebody else's script takes can be told all the same.
 
     Raises:
         DeviceError: the request would fail on this device or give non-finite numbers.
     """
     if requested != "auto":
-        return _verify_request(device, requested, model_type)
+        try:
+            return _verify_request(device, requested, model_type)
+        except DeviceError as problem:
+            if not as_asked:
+                raise
+            return Choice(requested, f"as asked for, though {problem}")
     if device.kind == "cpu":
         return _choose_for_cpu(device, stored_dtype)
     if device.supports_bfloat16:

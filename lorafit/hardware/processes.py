@@ -9,6 +9,14 @@ from lorafit.text import excerpt
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """What torchrun, `accelerate launch` and lorafit itself tell each process that they start."""
 
+_ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "--use_deepspeed"),
+    "ACCELERATE_USE_FSDP": ("accelerate's FSDP", "--use_fsdp"),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "--use_megatron_lm"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("accelerate's parallelism", "--use_parallelism_config"),
+}
+"""What `accelerate launch` says by a variable to have set up, and the option that asks for it."""
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -33,8 +41,10 @@ def processes_of(environ: Mapping[str, str]) -> Processes:
     """Return the place of this process; alone where no launcher said otherwise.
 
     Raises:
-        UsageError: the variables contradict each other, or one is missing.
+        UsageError: the variables contradict each other, one is missing, or they ask for an engine
+            that would take the training over.
     """
+    _refuse_other_engines(environ)
     if environ.get("WORLD_SIZE", "1") == "1":
         return Processes()
     rank, size, local_rank = (_number(environ, name) for name in VARIABLES[:3])
@@ -51,6 +61,22 @@ def processes_of(environ: Mapping[str, str]) -> Processes:
             hint="let torchrun, accelerate launch or lorafit train --num-processes set them",
         )
     return Processes(rank, size, local_rank, local_size)
+
+
+def _refuse_other_engines(environ: Mapping[str, str]) -> None:
+    """Refuse what would wrap model and optimizer: the step and its checkpoints are lorafit's own.
+
+    DeepSpeed's ZeRO 1 and 2 share gradients and optimizer state, of which an adapter has next to
+    none; what ZeRO 3 does with the base weights, `parallelism fsdp` does here.
+    """
+    for variable, (engine, option) in _ENGINES.items():
+        if environ.get(variable, "").lower() in ("true", "1", "yes"):
+            raise UsageError(
+                f"{variable} is set: accelerate launch was asked for {engine}, which would have no "
+                "effect on lorafit's own training step",
+                hint=f"leave {option} (or that part of accelerate's config) out; --parallelism "
+                "fsdp shares the base weights among the processes, as ZeRO 3 does",
+            )
 
 
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:

@@ -1,7 +1,7 @@
 """A replica of PyTorch's CUDA caching allocator: what a run reserves, not only what it uses.
 
 The rules are those of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (torch
-2.10 to 2.14) for one stream, default settings or `expandable_segments:True`:
+2.10 to 2.14), default settings or `expandable_segments:True`:
 
 - sizes are rounded up to 512 B; requests up to 1 MiB live in the small pool, others in the large;
 - a request takes the smallest free block that holds it, the lowest address among equals;
@@ -10,7 +10,8 @@ The rules are those of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorC
 - with no such block, a segment is reserved: 2 MiB for the small pool, 20 MiB for requests under
   10 MiB, else the request rounded up to 2 MiB. The driver hands out descending addresses;
 - a freed block merges with free neighbours of its segment; segments are kept until the device is
-  full, when all that are wholly free are given back and the request is tried once more.
+  full, when all that are wholly free are given back and the request is tried once more;
+- every stream has pools of its own: what one has freed serves no other.
 """
 
 from bisect import bisect_left, insort
@@ -124,12 +125,15 @@ class CachingAllocator:
         self.peak_allocated_bytes = 0
         self.peak_reserved_bytes = 0
         self.num_alloc_retries = 0
-        self._small = _Pool(is_small=True)
-        self._large = _Pool(is_small=False)
+        self._pools: dict[int, tuple[_Pool, _Pool]] = {}
         self._next_address = _TOP_ADDRESS
 
-    def allocate(self, num_bytes: int) -> Block | None:
+    def allocate(self, num_bytes: int, stream: int = 0) -> Block | None:
         """Return a block of at least `num_bytes`; None for 0, which takes no memory.
+
+        Args:
+            num_bytes: bytes that are asked for.
+            stream: the stream that asks; 0 is the one that computes.
 
         Raises:
             AllocatorOutOfMemoryError: the capacity is reached, even with nothing cached.
@@ -137,7 +141,8 @@ class CachingAllocator:
         if num_bytes == 0:
             return None
         size = -(-num_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
-        pool = self._small if size <= SMALL_LIMIT_BYTES else self._large
+        small, large = self._pools_of(stream)
+        pool = small if size <= SMALL_LIMIT_BYTES else large
         block = self._find_free(pool, size) or self._reserve(pool, size)
         if block is None:
             self.num_alloc_retries += 1
@@ -165,7 +170,7 @@ class CachingAllocator:
 
     def release_cached(self) -> None:
         """Give every wholly free segment back to the driver, as `torch.cuda.empty_cache`."""
-        for pool in (self._large, self._small):
+        for pool in [pool for small, large in self._pools.values() for pool in (large, small)]:
             for block in list(pool.blocks.values()):
                 if self.expandable_segments:
                     self._unmap(block)
@@ -184,10 +189,17 @@ class CachingAllocator:
             self.num_alloc_retries,
         )
 
+    def _pools_of(self, stream: int) -> tuple[_Pool, _Pool]:
+        """Return the stream's pools of small and of large blocks."""
+        if stream not in self._pools:
+            self._pools[stream] = _Pool(is_small=True), _Pool(is_small=False)
+        return self._pools[stream]
+
     def _inactive_split_bytes(self) -> int:
         if self.expandable_segments:
             return 0
-        free = [*self._small.blocks.values(), *self._large.blocks.values()]
+        pools = [pool for pair in self._pools.values() for pool in pair]
+        free = [block for pool in pools for block in pool.blocks.values()]
         return sum(block.size for block in free if block.is_split)
 
     def _find_free(self, pool: _Pool, size: int) -> Block | None:

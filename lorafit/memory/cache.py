@@ -126,6 +126,7 @@ def _read(file: Path) -> Estimate | None:
             reasons=tuple(document["reasons"]),
             elapsed_seconds=document["elapsed_seconds"],
             calibrated=document["calibrated"],
+            processes=document["processes"],
             cached=True,
         )
     except FileNotFoundError:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from lorafit.config.schema import Settings
 from lorafit.hardware.info import DeviceInfo
-from lorafit.hardware.precision import choose_compute_dtype
 from lorafit.memory.architecture import Architecture, read_architecture
 from lorafit.memory.estimate import (
     Estimate,
     Peak,
+    compute_dtype,
     gpu_traits,
     hardware_facts,
     process_context_bytes,
@@ -66,15 +66,17 @@ class _Moment(NamedTuple):
 
 
 def estimate_fast(
-    settings: Settings, model_config: Mapping[str, Any], device: DeviceInfo
+    settings: Settings, model_config: Mapping[str, Any], device: DeviceInfo, num_shards: int = 1
 ) -> Estimate:
     """Return the closed form's answer in the shape of the exact one, labelled as what it is.
+
+    `num_shards` processes hold the base weights together.
 
     Raises:
         DeviceError, ModelError: as `estimate_quickly`.
     """
     start = time.monotonic()
-    quick = estimate_quickly(settings, model_config, device)
+    quick = estimate_quickly(settings, model_config, device, num_shards)
     process = quick.peak.process_bytes
     verdict = verdict_of(process, device.usable_bytes, fits_by_releasing=False)
     return Estimate(
@@ -94,7 +96,7 @@ def estimate_fast(
 
 
 def estimate_quickly(
-    settings: Settings, model_config: Mapping[str, Any], device: DeviceInfo
+    settings: Settings, model_config: Mapping[str, Any], device: DeviceInfo, num_shards: int = 1
 ) -> QuickEstimate:
     """Return the peak memory of training, a few per cent off.
 
@@ -102,6 +104,7 @@ def estimate_quickly(
         settings: every setting of the run.
         model_config: config.json of the base model.
         device: the device, detected or planned for.
+        num_shards: processes that hold the base weights together.
 
     Raises:
         DeviceError: the device cannot compute in the number format that was asked for.
@@ -111,8 +114,10 @@ def estimate_quickly(
     trained = num_trained_parameters(run)
     phase, moment = _peak(run, 4 * trained)
     context, _ = process_context_bytes(device)
+    weights = weight_bytes(run.arch, settings, run.itemsize)
     parts = {
-        "weights_bytes": weight_bytes(run.arch, settings, run.itemsize),
+        "weights_bytes": weights / num_shards,
+        **({"gathered_bytes": gathered_bytes(run, weights)} if num_shards > 1 else {}),
         "adapter_bytes": 4 * trained,
         "gradient_bytes": moment.gradients,
         "optimizer_bytes": optimizer_bytes(settings, trained),
@@ -130,17 +135,10 @@ def estimate_quickly(
 
 def describe_run(settings: Settings, model_config: Mapping[str, Any], device: DeviceInfo) -> Run:
     """Return the facts of a run that the formulas read."""
-    dtype = compute_dtype(settings, model_config, device)
+    dtype = compute_dtype(settings, model_config, device).value
     arch = read_architecture(model_config)
     itemsize = 4 if dtype == "float32" else 2
     return Run(arch, settings, gpu_traits(device), itemsize, dtype == "bfloat16")
-
-
-def compute_dtype(settings: Settings, model_config: Mapping[str, Any], device: DeviceInfo) -> str:
-    """Return the number format that training computes in, such as `bfloat16`."""
-    stored = model_config.get("dtype") or model_config.get("torch_dtype")
-    model_type = str(model_config.get("model_type", ""))
-    return choose_compute_dtype(device, settings.compute_dtype, model_type, stored).value
 
 
 # -- What is there in every phase
@@ -163,6 +161,16 @@ def weight_bytes(arch: Architecture, settings: Settings, itemsize: int) -> float
     return rest + arch.linear_weights * itemsize
 
 
+def gathered_bytes(run: Run, weights: float) -> float:
+    """Return the bytes of the weights that a process has whole, of those that several share.
+
+    They are the ends of the model, the layer that computes, and the buffer that the next layer is
+    gathered into (`trace_sharding` has the very events).
+    """
+    ends = run.arch.other_parameters * run.itemsize
+    return ends + 2 * (weights - ends) / run.arch.num_layers
+
+
 def num_trained_parameters(run: Run) -> int:
     """Return the parameters of the adapters, and of the ends of the model where they are trained.
 
@@ -172,7 +180,13 @@ def num_trained_parameters(run: Run) -> int:
     widths = sum(linear.num_inputs + linear.num_outputs for linear in adapted)
     whole = {"lm_head", "embed_tokens"} & set(run.settings.modules_to_save)
     ends = len(whole) * run.arch.embedding_parameters
+    if _adapts_output(run):
+        ends += run.settings.lora_r * (run.arch.hidden_size + run.arch.vocab_size)
     return run.arch.num_layers * run.settings.lora_r * widths + ends
+
+
+def _adapts_output(run: Run) -> bool:
+    return "lm_head" in (run.settings.target_modules or ())
 
 
 def optimizer_bytes(settings: Settings, num_trained: int) -> int:
@@ -228,7 +242,7 @@ def loss_bytes(run: Run) -> float:
     transformers' own holds, a logit, the log-softmax, its gradient's input and its gradient, all
     in fp32. The chunked loss holds a chunk of logits in fp32, and in the compute dtype before and
     after; and, a token, the chosen hidden states, their gradient (in fp32 where they are float16),
-    and a product of it.
+    and a product of it. An adapter of the output layer has its gradients from here on.
     """
     vocab, e = run.arch.vocab_size, run.itemsize
     if run.settings.kernels == "stock":
@@ -236,7 +250,9 @@ def loss_bytes(run: Run) -> float:
     rows = min(chunk_rows(vocab), run.tokens)
     a_logit = 4.0 if e == 4 else 4.0 + e
     gradient = e if run.is_bfloat16 else 4
-    return a_logit * rows * vocab + (2.0 * e + gradient) * run.arch.hidden_size * run.tokens
+    hidden = run.arch.hidden_size
+    of_adapter = 4.0 * run.settings.lora_r * (hidden + vocab) if _adapts_output(run) else 0.0
+    return a_logit * rows * vocab + (2.0 * e + gradient) * hidden * run.tokens + of_adapter
 
 
 def chunk_rows(vocab_size: int) -> int:

@@ -5,6 +5,7 @@ replica of the allocator (`replay`), plus the context of the device, which no al
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,13 +61,19 @@ class Estimate:
     settings: dict[str, Any]
     peak: Peak
     breakdown: dict[str, int]
-    """Bytes by part; they add up to `peak.process_bytes`."""
+    """Bytes by part; they add up to `peak.process_bytes`. `gathered_bytes` is there only where
+    several processes share the base weights."""
     capacity_bytes: int
     verdict: Verdict
     reasons: tuple[str, ...]
     elapsed_seconds: float
     calibrated: bool = False
     """What the process takes beside its tensors was measured on this machine."""
+    processes: Mapping[str, Any] = field(
+        default_factory=lambda: {"count": 1, "parallelism": "none"}
+    )
+    """How many processes train, each with the memory that this estimate tells of, and what they do
+    with the base weights; of several, also what each has for the others, in bytes."""
     cached: bool = field(default=False, compare=False)
 
     @property
@@ -92,6 +99,7 @@ class Estimate:
             "headroom_bytes": self.headroom_bytes,
             "verdict": self.verdict,
             "calibrated": self.calibrated,
+            "processes": dict(self.processes),
             "reasons": list(self.reasons),
             "elapsed_seconds": round(self.elapsed_seconds, 3),
         }
@@ -104,6 +112,7 @@ def estimate_memory(
     *,
     plain_script: bool = False,
     expandable_segments: bool = False,
+    num_shards: int = 1,
 ) -> Estimate:
     """Return the peak memory of training with `settings` on `device`, without reading a weight.
 
@@ -114,6 +123,8 @@ def estimate_memory(
         plain_script: estimate a plain transformers + PEFT loop instead of lorafit's training;
             see `trace.TraceRequest`.
         expandable_segments: as `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`.
+        num_shards: processes that hold the base weights together; what they exchange beside them
+            is added by `data_parallel.with_exchange`.
 
     Raises:
         ConfigError: target_modules name what the model does not have.
@@ -122,14 +133,9 @@ def estimate_memory(
     """
     start = time.monotonic()
     _refuse_unsupported(settings, device)
-    dtype = choose_compute_dtype(
-        device,
-        settings.compute_dtype,
-        str(model_config.get("model_type", "")),
-        model_config.get("dtype") or model_config.get("torch_dtype"),
-    )
+    dtype = compute_dtype(settings, model_config, device)
     gpu = gpu_traits(device)
-    traced = _trace(settings, model_config, dtype.value, device, plain_script)
+    traced = _trace(settings, model_config, dtype.value, device, plain_script, num_shards)
     trace = traced.value
     context, context_reason = process_context_bytes(device)
     record = read_record(Combination.of(device, settings.kernels))
@@ -229,12 +235,32 @@ def _refuse_unsupported(settings: Settings, device: DeviceInfo) -> None:
         )
 
 
+def compute_dtype(
+    settings: Settings, model_config: Mapping[str, Any], device: DeviceInfo
+) -> Choice[str]:
+    """Return the number format that training computes in, such as `bfloat16`, and why.
+
+    With stock kernels the question may be about a script that lorafit would not run.
+
+    Raises:
+        DeviceError: the device cannot compute in the number format that was asked for.
+    """
+    return choose_compute_dtype(
+        device,
+        settings.compute_dtype,
+        str(model_config.get("model_type", "")),
+        model_config.get("dtype") or model_config.get("torch_dtype"),
+        as_asked=settings.kernels == "stock",
+    )
+
+
 def trace_run(
     settings: Settings,
     model_config: dict[str, Any],
     device: DeviceInfo,
     *,
     plain_script: bool = False,
+    num_shards: int = 1,
 ) -> Trace:
     """Return the trace that the estimate of the same question comes from.
 
@@ -242,13 +268,8 @@ def trace_run(
         DeviceError: the device cannot compute in the number format that was asked for.
         ModelError: transformers does not accept the configuration.
     """
-    dtype = choose_compute_dtype(
-        device,
-        settings.compute_dtype,
-        str(model_config.get("model_type", "")),
-        model_config.get("dtype") or model_config.get("torch_dtype"),
-    )
-    return _trace(settings, model_config, dtype.value, device, plain_script).value
+    dtype = compute_dtype(settings, model_config, device)
+    return _trace(settings, model_config, dtype.value, device, plain_script, num_shards).value
 
 
 def _trace(
@@ -257,6 +278,7 @@ def _trace(
     dtype: str,
     device: DeviceInfo,
     plain_script: bool,
+    num_shards: int,
 ) -> Choice[Trace]:
     import torch
 
@@ -271,6 +293,7 @@ def _trace(
         plain_script=plain_script,
         on_cpu=device.kind == "cpu",
         capacity_bytes=device.usable_bytes,
+        num_shards=num_shards,
     )
     return trace_quickly(request)
 
@@ -311,8 +334,10 @@ def _peak(measured: Replay, context: int, has_caching_allocator: bool) -> Peak:
 
 def _breakdown(measured: Replay, peak: Peak, context: int) -> dict[str, int]:
     parts = measured.bytes_at_peak
+    gathered = parts[Category.GATHERED]
     return {
         "weights_bytes": parts[Category.WEIGHTS],
+        **({"gathered_bytes": gathered} if gathered else {}),
         "adapter_bytes": parts[Category.ADAPTER],
         "gradient_bytes": parts[Category.GRADIENT],
         "optimizer_bytes": parts[Category.OPTIMIZER],

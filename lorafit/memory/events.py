@@ -26,6 +26,8 @@ class Category(IntEnum):
     """Tensors with a vocabulary dimension, and the loss."""
     WORKSPACE = 6
     """Memory that only kernels ask for: cuBLAS workspaces, scratch buffers of operators."""
+    GATHERED = 7
+    """Base weights that several processes hold together, while a layer has them whole."""
 
 
 class Phase(IntEnum):
@@ -52,6 +54,8 @@ class Trace:
     """Bytes by storage number; entry 0 is unused."""
     categories: bytearray = field(default_factory=lambda: bytearray(1))
     """`Category` by storage number; entry 0 is unused."""
+    gathered: set[int] = field(default_factory=set)
+    """Storages that are asked for on the stream that gathers shards, not on the computing one."""
     phases: list[tuple[int, Phase]] = field(default_factory=list)
     """Where a phase starts, as an index into `events`."""
 
@@ -66,6 +70,12 @@ class Trace:
         self.sizes.append(num_bytes)
         self.categories.append(category)
         self.events.append(number)
+        return number
+
+    def gather(self, num_bytes: int) -> int:
+        """Record the buffer that the shards of weights are gathered into; return its number."""
+        number = self.birth(num_bytes, Category.GATHERED)
+        self.gathered.add(number)
         return number
 
     def death(self, number: int) -> None:

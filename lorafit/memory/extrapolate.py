@@ -11,7 +11,6 @@ What is not so regular raises `NotRepeatingError`; nothing is guessed.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Literal, NamedTuple
 
 from lorafit.memory.events import EMPTY_CACHE, Category, Trace
@@ -28,6 +27,8 @@ class _Birth(NamedTuple):
     category: int
     shares: tuple[tuple[int, int], ...]
     """(layer, bytes) of a storage whose size grows with the layers; else empty."""
+    is_gathered: bool
+    """On the stream that gathers shards."""
 
 
 class _Death(NamedTuple):
@@ -123,7 +124,9 @@ def _describe(
                     born[event] = index, layer, num_births
                     num_births += 1
                     shares = tuple(sorted(traced.shares.get(event, {}).items()))
-                    tokens.append(_Birth(traced.sizes[event], traced.categories[event], shares))
+                    is_gathered = event in traced.gathered
+                    size, category = traced.sizes[event], traced.categories[event]
+                    tokens.append(_Birth(size, category, shares, is_gathered))
                 elif event == EMPTY_CACHE:
                     tokens.append(_EmptyCache())
                 else:
@@ -176,20 +179,6 @@ def _verify_alike(
             model = first.setdefault(sorts[layer], layer)
             if tokens[index, layer] != tokens[index, model]:
                 raise NotRepeatingError(f"layers {model} and {layer} differ, though of one sort")
-
-
-def _are_alike(first: list[_Token], second: list[_Token]) -> bool:
-    """Compare two blocks, whatever the order of deaths between two births.
-
-    A graph that falls apart frees what it holds in the order of its nodes' addresses.
-    """
-    return first == second or _ordered(first) == _ordered(second)
-
-
-def _ordered(tokens: list[_Token]) -> list[list[_Token]]:
-    """Return the tokens with deaths that follow each other sorted."""
-    groups = groupby(tokens, key=lambda token: isinstance(token, _Death))
-    return [sorted(group) if deaths else list(group) for deaths, group in groups]
 
 
 class _Writer:
@@ -249,6 +238,8 @@ class _Writer:
             if isinstance(token, _Birth):
                 number = self._trace.birth(self._size(token), Category(token.category))
                 births.append(number)
+                if token.is_gathered:
+                    self._trace.gathered.add(number)
                 if token.shares:
                     self._growing.add(number)
                 self._alive.add(number)

@@ -5,6 +5,7 @@ a trace. A call with the same operator, shapes, strides, dtypes and plain argume
 answer.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ _IN_PLACE = frozenset(
     {
         _aten.add_.Tensor,
         _aten.add_.Scalar,
+        _aten.addcdiv_.default,
+        _aten.addcmul_.default,
         _aten.addmm_.default,
         _aten.copy_.default,
         _aten.exp_.default,
         _aten.fill_.Scalar,
         _aten.index_add_.default,
+        _aten.lerp_.Scalar,
         _aten.mul_.Scalar,
         _aten.mul_.Tensor,
         _aten.sub_.Tensor,
@@ -75,9 +79,7 @@ class MetaCache:
         if not isinstance(outputs, (tuple, list)):
             return
         # Some operators return an input, or two views of one storage, without saying so.
-        storages = {
-            tensor.untyped_storage()._cdata for tensor in args if isinstance(tensor, torch.Tensor)
-        }
+        storages = {tensor.untyped_storage()._cdata for tensor in _tensors(args)}
         specs: list[_Spec | None] = []
         for output in outputs:
             if output is None:
@@ -104,6 +106,15 @@ def _makes_new_tensors(func: Any) -> bool:
     return bool(schema.returns) and returns_plain and not schema.is_mutable
 
 
+def _tensors(args: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Yield the tensors among the arguments and in their lists."""
+    for value in args:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
 def _describe(value: Any) -> Any:
     """Return a hashable description of an argument; None for one that has none."""
     if isinstance(value, torch.Tensor):
@@ -111,9 +122,8 @@ def _describe(value: Any) -> Any:
             return None
         return (value.shape, value.stride(), value.dtype)
     if isinstance(value, (list, tuple)):
-        if all(type(item) in (int, bool, float) for item in value):
-            return tuple(value)
-        return None
+        parts = [_describe(item) for item in value]
+        return None if None in parts else tuple(parts)
     return (type(value), value) if value.__hash__ is not None else None
 
 

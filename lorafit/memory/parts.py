@@ -1,5 +1,6 @@
 """The parts of an estimate as people see them: one table for the bar, the tables and the chart."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from lorafit.memory.events import Category
@@ -21,6 +22,7 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("weights_bytes", "W", "base weights", "#4477aa", Category.WEIGHTS),
+    Part("gathered_bytes", "S", "gathered weights", "#88ccee", Category.GATHERED),
     Part("adapter_bytes", "L", "LoRA adapter", "#66ccee", Category.ADAPTER),
     Part("gradient_bytes", "G", "gradients", "#aa3377", Category.GRADIENT),
     Part("optimizer_bytes", "O", "optimizer", "#ccbb44", Category.OPTIMIZER),
@@ -31,3 +33,10 @@ PARTS = (
     Part("context_bytes", "C", "device context", "#7f7f8f", None),
 )
 """Every part of the breakdown, in the order in which bars and charts stack them."""
+
+
+def parts_of(*breakdowns: Mapping[str, int]) -> list[Part]:
+    """Return the parts to show: gathered weights only where there are any."""
+    rare = "gathered_bytes"
+    is_there = any(rare in breakdown for breakdown in breakdowns)
+    return [part for part in PARTS if part.key != rare or is_there]

@@ -6,18 +6,20 @@ changes is how an optimizer step is split, never what it computes.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+from lorafit.config.parallelism import why_not_sharded
 from lorafit.config.schema import Settings
 from lorafit.hardware.capabilities import check_supported
 from lorafit.hardware.catalog import CATALOG
 from lorafit.hardware.info import DeviceInfo
 from lorafit.memory.architecture import read_architecture
 from lorafit.memory.cache import cached_estimate
-from lorafit.memory.closed_form import compute_dtype, estimate_quickly
+from lorafit.memory.closed_form import estimate_quickly
 from lorafit.memory.cost import Throughput, Workload, expected_longest, step_seconds
-from lorafit.memory.estimate import Estimate, estimate_memory
+from lorafit.memory.data_parallel import with_exchange
+from lorafit.memory.estimate import Estimate, compute_dtype, estimate_memory
 from lorafit.memory.search import Candidate, Rejected, SearchResult, candidates, find_plan
 from lorafit.units import format_bytes
 
@@ -63,6 +65,7 @@ def plan_to_fit(
     row_lengths: Iterable[int] | None = None,
     memory_fraction: float | None = None,
     num_devices: int = 1,
+    is_sharded: bool = False,
     estimate: ExactEstimate | None = None,
 ) -> FittedPlan:
     """Return the fastest plan whose exact estimate fits the share of the device's memory.
@@ -75,7 +78,9 @@ def plan_to_fit(
         row_lengths: tokens of the data's rows; without them all rows have max_length.
         memory_fraction: share of the device's memory to use; by default the setting's.
         num_devices: devices that share the effective batch.
-        estimate: answers exactly; by default a trace, through the cache of stored estimates.
+        is_sharded: they share the base weights too.
+        estimate: answers exactly, of one process's own tensors; by default a trace, through the
+            cache of stored estimates.
 
     Raises:
         ConfigError, DeviceError, ModelError: as `estimate_memory`.
@@ -85,7 +90,8 @@ def plan_to_fit(
     longest = -(-max(lengths) // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
     base = settings.model_copy(update={"effective_batch_size": None, "max_length": longest})
     arch = read_architecture(model_config)
-    answer = estimate or estimate_with_cache
+    num_shards = num_devices if is_sharded else 1
+    answer = estimate or partial(estimate_with_cache, num_shards=num_shards)
     budget = int(fraction * device.usable_bytes)
     options = candidates(effective_batch_size, num_devices, arch.num_layers)
     if not options:
@@ -97,13 +103,26 @@ def plan_to_fit(
 
     @cache
     def ask(candidate: Candidate) -> Estimate:
-        return answer(apply(candidate), model_config, device)
+        alone = answer(apply(candidate), model_config, device)
+        if num_devices == 1:
+            return alone
+        return with_exchange(
+            alone,
+            alone.breakdown["adapter_bytes"] // 4,
+            device,
+            num_processes=num_devices,
+            parallelism="fsdp" if is_sharded else "ddp",
+        )
+
+    def screen(candidate: Candidate) -> int:
+        quick = estimate_quickly(apply(candidate), model_config, device, num_shards)
+        return quick.peak.process_bytes
 
     found = find_plan(
         options,
         budget_bytes=budget,
         cost=_cost(base, model_config, device, lengths),
-        screen=lambda c: estimate_quickly(apply(c), model_config, device).peak.process_bytes,
+        screen=screen,
         estimate=lambda c: ask(c).peak.process_bytes,
     )
     reason = _reason(found, len(options), arch.num_layers, fraction, device)
@@ -125,14 +144,10 @@ def nearest_fitting(
 ) -> str | None:
     """Return the flags that turn a run that does not fit into one that does, or None.
 
-    First with the same weights, to the last byte if need be; failing that with NF4 weights, where
-    they are not quantized yet.
+    First with the same weights, to the last byte if need be; failing that shared among several
+    processes; failing that with NF4 weights, where they are not quantized yet.
     """
-    attempts = [settings]
-    quantized = settings.model_copy(update={"quantization": "nf4"})
-    if settings.quantization == "none" and not check_supported(device, quantized):
-        attempts.append(quantized)
-    for attempt in attempts:
+    for attempt in _attempts(settings, device, num_devices):
         for fraction in (settings.memory_fraction, 1.0):
             plan = plan_to_fit(
                 attempt,
@@ -141,6 +156,7 @@ def nearest_fitting(
                 effective_batch_size,
                 memory_fraction=fraction,
                 num_devices=num_devices,
+                is_sharded=attempt.parallelism == "fsdp",
                 estimate=estimate,
             )
             if plan.settings is not None:
@@ -148,6 +164,21 @@ def nearest_fitting(
             if plan.estimate is None or plan.estimate.headroom_bytes < 0:
                 break
     return None
+
+
+def _attempts(settings: Settings, device: DeviceInfo, num_devices: int) -> list[Settings]:
+    """Return the settings to look for a plan with, the nearest first."""
+    attempts = [settings]
+    quantized = settings.model_copy(update={"quantization": "nf4"})
+    if settings.quantization == "none" and not check_supported(device, quantized):
+        attempts.append(quantized)
+    if num_devices == 1 or settings.parallelism == "fsdp":
+        return attempts
+    found = []
+    for attempt in attempts:
+        shared = attempt.model_copy(update={"parallelism": "fsdp"})
+        found += [attempt] if why_not_sharded(attempt) else [attempt, shared]
+    return found
 
 
 def flags_between(before: Settings, after: Settings) -> str:
@@ -164,20 +195,26 @@ def flags_between(before: Settings, after: Settings) -> str:
     layers = after.checkpointed_layers
     if layers is not None and layers != before.checkpointed_layers:
         flags.append(f"--checkpointed-layers {layers}")
+    if after.parallelism != before.parallelism:
+        flags.append(f"--parallelism {after.parallelism}")
     if after.quantization != before.quantization:
         flags.append(f"--quantization {after.quantization}")
     return " ".join(flags)
 
 
 def estimate_with_cache(
-    settings: Settings, model_config: dict[str, Any], device: DeviceInfo
+    settings: Settings, model_config: dict[str, Any], device: DeviceInfo, num_shards: int = 1
 ) -> Estimate:
-    """Return the exact estimate, from the cache if the question was asked before."""
+    """Return the exact estimate, from the cache if the question was asked before.
+
+    `num_shards` processes hold the base weights together; what they exchange is not in it.
+    """
     return cached_estimate(
         settings,
         model_config,
         device,
-        lambda: estimate_memory(settings, model_config, device),
+        lambda: estimate_memory(settings, model_config, device, num_shards=num_shards),
+        variant=f"shards={num_shards}" if num_shards > 1 else "",
     )
 
 
@@ -211,7 +248,7 @@ def _cost(
 ) -> Callable[[Candidate], float]:
     """Return the modelled seconds of a step, as a function of the plan."""
     arch = read_architecture(model_config)
-    dtype = compute_dtype(settings, model_config, device)
+    dtype = compute_dtype(settings, model_config, device).value
     itemsize = 4 if dtype == "float32" else 2
     # Four-bit weights are read, written unpacked, and read again.
     per_weight = {"none": itemsize, "nf4": 0.5 + 2 * itemsize, "int8": 1}[settings.quantization]

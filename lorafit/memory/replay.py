@@ -41,7 +41,8 @@ def replay(trace: Trace, allocator: CachingAllocator) -> Replay:
             allocator.release_cached()
             continue
         try:
-            block = blocks[event] = allocator.allocate(sizes[event])
+            stream = int(event in trace.gathered)
+            block = blocks[event] = allocator.allocate(sizes[event], stream)
         except AllocatorOutOfMemoryError as problem:
             failure = problem
             break

@@ -118,7 +118,8 @@ def _states(trace: Trace, allocator: CachingAllocator) -> Iterator[tuple[int, di
         if event == EMPTY_CACHE:
             allocator.release_cached()
         elif event > 0:
-            block = blocks[event] = allocator.allocate(trace.sizes[event])
+            stream = int(event in trace.gathered)
+            block = blocks[event] = allocator.allocate(trace.sizes[event], stream)
             by_category[category] += 0 if block is None else block.size
         else:
             block = blocks[-event]

@@ -5,9 +5,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafit.errors import StorageError, UsageError
+from lorafit.files import require_drawable, storage_errors
 from lorafit.memory.estimate import Estimate
-from lorafit.memory.parts import PARTS
+from lorafit.memory.parts import parts_of
 from lorafit.memory.timeline import Span, Timeline
 from lorafit.units import GIB, format_bytes
 
@@ -63,26 +63,7 @@ def require_chart_file(path: Path) -> None:
         UsageError: its suffix is not .html, .png or .svg, or matplotlib is not installed.
         StorageError: its folder is missing, or it is a folder itself.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(
-            f"{path.name!r} ends with none of {', '.join(SUFFIXES)}, which say what to draw",
-            where="--timeline",
-            hint="--timeline memory.html",
-        )
-    if path.is_dir():
-        raise StorageError("is a folder, not a file to write", where=str(path))
-    if not path.parent.is_dir():
-        raise StorageError(
-            f"there is no folder {path.parent}", where=str(path), hint=f"mkdir -p {path.parent}"
-        )
-    try:
-        import matplotlib  # noqa: F401  # asked for only to see whether it is there
-    except ImportError:
-        raise UsageError(
-            "drawing needs matplotlib, which is not installed",
-            where="--timeline",
-            hint='pip install "lorafit[plots]"',
-        ) from None
+    require_drawable(path, SUFFIXES, flag="--timeline", example="memory.html")
 
 
 def write_chart(
@@ -101,10 +82,8 @@ def write_chart(
         content = _save(figure, "svg")
     else:
         content = _page(_save(figure, "svg").decode(), estimate, assumptions).encode()
-    try:
+    with storage_errors("cannot be written", path):
         path.write_bytes(content)
-    except OSError as problem:
-        raise StorageError(f"cannot be written: {problem.strerror}", where=str(path)) from None
 
 
 def _save(figure: "Figure", kind: str) -> bytes:
@@ -122,7 +101,7 @@ def _page(svg: str, estimate: Estimate, assumptions: tuple[str, ...]) -> str:
     rows = [
         f'<tr><td><i style="background:{part.colour}"></i> {html.escape(part.label)}</td>'
         f'<td class="bytes">{format_bytes(estimate.breakdown[part.key])}</td></tr>'
-        for part in PARTS
+        for part in parts_of(estimate.breakdown)
     ]
     rows.append(
         f'<tr><td>the process</td><td class="bytes">{format_bytes(estimate.peak.process_bytes)}'
@@ -152,7 +131,7 @@ def _draw(timeline: Timeline, estimate: Estimate) -> "Figure":
     highest = max(timeline.reserved_bytes) + context
     is_capacity_shown = capacity <= highest * _CAPACITY_IN_VIEW
     top = max(highest, capacity if is_capacity_shown else 0) * 1.2
-    _stack(axes, timeline, context)
+    _stack(axes, timeline, estimate)
     if estimate.hardware["kind"] == "cuda":  # elsewhere memory is given back at once
         axes.plot(
             timeline.positions,
@@ -199,13 +178,14 @@ def _subtitle(estimate: Estimate) -> str:
     return ", ".join(parts)
 
 
-def _stack(axes: "Axes", timeline: Timeline, context: int) -> None:
+def _stack(axes: "Axes", timeline: Timeline, estimate: Estimate) -> None:
     # What is there from the first moment on lies at the bottom.
-    flat = [part for part in PARTS if part.key == "context_bytes"]
+    parts = parts_of(estimate.breakdown)
+    flat = [part for part in parts if part.key == "context_bytes"]
     layers, colours, labels = [], [], []
-    for part in (*flat, *(part for part in PARTS if part.category is not None)):
+    for part in (*flat, *(part for part in parts if part.category is not None)):
         if part.category is None:
-            values = [context / GIB] * len(timeline.positions)
+            values = [estimate.breakdown[part.key] / GIB] * len(timeline.positions)
         else:
             values = [size / GIB for size in timeline.allocated_bytes[part.category]]
         layers.append(values)

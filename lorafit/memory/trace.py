@@ -20,6 +20,7 @@ from lorafit.memory.trace_batches import EndToEnd, choose_rows, full_batch
 from lorafit.memory.trace_libraries import bitsandbytes_on_meta, grouped_kernels
 from lorafit.memory.trace_load import load_empty, quantize_structure
 from lorafit.memory.trace_operators import CpuOperators, CudaOperators
+from lorafit.memory.trace_sharding import Sharding
 from lorafit.memory.tracer import StorageTracer
 from lorafit.model import build, step
 from lorafit.model.lean.products import tracing_for
@@ -47,6 +48,8 @@ class TraceRequest:
     products and a softmax, as it is on Metal when gradients are wanted."""
     capacity_bytes: int | None = None
     """Memory of the device, which limits what transformers asks for ahead of loading."""
+    num_shards: int = 1
+    """Processes that hold the base weights together, each its share; 1: this one holds all."""
 
 
 def trace_training(request: TraceRequest) -> Trace:
@@ -67,7 +70,8 @@ def run_traced(request: TraceRequest, tracer: StorageTracer) -> Trace:
     base = build.build_on_meta(settings, request.config, request.dtype)
     meta = torch.device("meta")
     with _device_paths(request), bitsandbytes_on_meta(tracer):
-        model = load_adapted(base, replace(request, settings=settings), meta, tracer)
+        load = load_sharded if request.num_shards > 1 else load_adapted
+        model = load(base, replace(request, settings=settings), meta, tracer)
         with tracer:
             # The optimizer's state lives as long as the optimizer does.
             optimizer = trace_steps(
@@ -184,6 +188,26 @@ def load_adapted(
             tracer.category = Category.ADAPTER
         with tracer.adding_adapter() if tracer is not None else contextlib.nullcontext():
             model: torch.nn.Module = build.add_adapter(base, settings)[0]
+    return model
+
+
+def load_sharded(
+    base: "PreTrainedModel", request: TraceRequest, device: torch.device, tracer: StorageTracer
+) -> torch.nn.Module:
+    """Do as `load_adapted` in one of several processes, each with its share of the base weights.
+
+    The host's memory has the model before the device does; there it is quantized, too.
+    """
+    settings = request.settings
+    if settings.quantization != "none":
+        quantize_structure(base, settings, request.dtype)
+    load_empty(base, request.dtype, device, warm_up=False)
+    with tracer:
+        tracer.category = Category.ADAPTER
+        with tracer.adding_adapter():
+            model: torch.nn.Module = build.add_adapter(base, settings)[0]
+        sharding = Sharding(tracer, request.num_shards)
+        sharding.install(base, build.checkpointable_layers(base), on_host=request.on_cpu)
     return model
 
 

@@ -73,6 +73,11 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
                 if number is not None:
                     self.trace.categories[number] = category
 
+    def watch_as(self, tensor: torch.Tensor, num_bytes: int) -> None:
+        """Count the storage of `tensor` as a weight of `num_bytes` that is born now."""
+        number = self.trace.birth(num_bytes, Category.WEIGHTS)
+        self._numbers.setdefault(tensor.untyped_storage()._cdata, number)
+
     def exclude(self, tensor: torch.Tensor) -> None:
         """Never count the storage of `tensor`: it stands for memory outside of the allocator."""
         self._numbers[tensor.untyped_storage()._cdata] = 0

@@ -17,7 +17,7 @@ from lorafit.errors import ConfigError, ModelError, Problem
 from lorafit.hardware.info import Choice
 from lorafit.model.attention import ATTENTION_NAME, wants_block_attention
 from lorafit.model.lean.install import choose_lean_layers, install_lean_layers
-from lorafit.model.libraries import import_bitsandbytes
+from lorafit.model.libraries import import_peft
 from lorafit.model.lora import Targets, choose_targets, lora_config, trainable_by_module
 from lorafit.model.loss import install_chunked_loss, why_not_chunked
 from lorafit.model.source import read_config
@@ -98,7 +98,7 @@ def load_base(
     """
     from transformers import AutoModelForCausalLM
 
-    import_bitsandbytes()
+    import_peft()
     options: dict[str, Any] = {}
     quantization = quantization_config(settings, dtype)
     if quantization is not None:
@@ -159,6 +159,7 @@ def build_on_meta(
     """Build the base model on the `meta` device: all shapes, no memory."""
     from transformers import AutoModelForCausalLM
 
+    import_peft()
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention_name(settings)
@@ -175,7 +176,6 @@ def add_adapter(base: "PreTrainedModel", settings: Settings) -> "tuple[PeftModel
     Raises:
         ConfigError: target_modules or modules_to_save name what the model does not have.
     """
-    import_bitsandbytes()
     from peft import get_peft_model
 
     targets = choose_targets(base, base.config.model_type, settings.target_modules)
@@ -207,11 +207,20 @@ def _enable_checkpointing(base: "PreTrainedModel") -> Callable[[dict[str, bool]]
     return enable
 
 
-def decoder_layers(model: torch.nn.Module) -> "list[GradientCheckpointingLayer]":
-    """Return the repeated layers that can be checkpointed, in the order of the forward pass."""
+def checkpointable_layers(model: torch.nn.Module) -> "list[GradientCheckpointingLayer]":
+    """Return all repeated layers, those that encode images included."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def decoder_layers(model: torch.nn.Module) -> "list[GradientCheckpointingLayer]":
+    """Return the repeated layers that text goes through, in the order of the forward pass.
+
+    Encoders of images, which text does not reach, come first in a model's modules.
+    """
+    find: Callable[[], torch.nn.Module] | None = getattr(model, "get_decoder", None)
+    return checkpointable_layers(model if find is None else find())
 
 
 def checkpoint_layers(base: "PreTrainedModel", count: int) -> None:

@@ -165,3 +165,15 @@ def test_random_programs_keep_the_books_and_return_to_zero(expandable: bool) -> 
         allocator.free(block)
     allocator.release_cached()
     assert (allocator.allocated_bytes, allocator.reserved_bytes) == (0, 0)
+
+
+def test_what_one_stream_has_freed_serves_no_other() -> None:
+    allocator = CachingAllocator()
+    allocator.free(allocator.allocate(32 * MIB, stream=1))
+    block = allocator.allocate(32 * MIB)
+    assert allocator.stats().reserved_bytes == 64 * MIB
+    allocator.free(block)
+    allocator.allocate(32 * MIB, stream=1)
+    assert allocator.stats().reserved_bytes == 64 * MIB
+    allocator.release_cached()
+    assert allocator.stats().reserved_bytes == 32 * MIB

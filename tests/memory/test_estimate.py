@@ -57,6 +57,7 @@ def test_document_has_exactly_the_fields_that_were_promised() -> None:
         "headroom_bytes",
         "verdict",
         "calibrated",
+        "processes",
         "reasons",
         "elapsed_seconds",
     }
@@ -111,6 +112,22 @@ def test_flash_attention_is_refused_off_nvidia_and_named() -> None:
 def test_bfloat16_on_a_t4_is_refused_as_training_refuses_it() -> None:
     with pytest.raises(DeviceError, match="cannot compute in bfloat16"):
         estimate(compute_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "config"),
+    [("bfloat16", CONFIG), ("float16", {**CONFIG, "model_type": "phi"})],
+)
+def test_a_script_that_lorafit_would_not_run_is_estimated_as_asked_and_told_why(
+    dtype: str, config: dict[str, Any]
+) -> None:
+    asked = estimate(config=config, compute_dtype=dtype, kernels="stock")
+    wide = estimate(config=config, compute_dtype="float32", kernels="stock")
+    ratio = asked.breakdown["weights_bytes"] / wide.breakdown["weights_bytes"]
+    assert ratio == pytest.approx(0.5, rel=0.02)
+    assert any(reason.startswith(f"{dtype}: as asked for, though ") for reason in asked.reasons)
+    with pytest.raises(DeviceError):
+        estimate(config=config, compute_dtype=dtype)
 
 
 def test_unknown_target_module_is_refused_as_training_refuses_it() -> None:

@@ -1,6 +1,7 @@
 """The trace of a few layers, extended, against the trace of all of them: every birth and death."""
 
 from array import array
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -80,6 +81,7 @@ def assert_same_run(request: TraceRequest) -> None:
     assert quick.sizes == full.sizes
     assert quick.categories == full.categories
     assert quick.phases == full.phases
+    assert quick.gathered == full.gathered
     assert in_order(quick) == in_order(full)
     by_full, by_quick = (replay(trace, CachingAllocator()) for trace in (full, quick))
     assert by_quick.stats == by_full.stats
@@ -96,6 +98,7 @@ QUICK = {
     ("qwen2", "some", "none"),
     ("gemma3_text", "all", "none"),
 }
+QUICK_SHARDED = {("phi", "some", "none"), ("llama", "none", "nf4"), ("gemma3_text", "all", "none")}
 EVERY = [
     pytest.param(*which, marks=() if which in QUICK else pytest.mark.slow)
     for which in product(MODELS, CHECKPOINTING, ("none", "nf4"))
@@ -111,6 +114,21 @@ def test_few_layers_give_the_trace_of_all(
 
 
 @pytest.mark.parametrize(
+    ("model_type", "checkpointing", "quantization"),
+    [
+        pytest.param(*which, marks=() if which in QUICK_SHARDED else pytest.mark.slow)
+        for which in product(MODELS, CHECKPOINTING, ("none", "nf4"))
+    ],
+)
+def test_few_layers_give_the_trace_of_all_whose_weights_are_shared(
+    model_type: str, checkpointing: str, quantization: str
+) -> None:
+    options = CHECKPOINTING[checkpointing]
+    request = request_for(model_type, quantization=quantization, **options)
+    assert_same_run(replace(request, num_shards=3))
+
+
+@pytest.mark.parametrize(
     "options",
     [
         slow({"optim": "adamw_8bit", "quantization": "int8", "lora_dropout": 0.0}),
@@ -119,6 +137,7 @@ def test_few_layers_give_the_trace_of_all(
         {"kernels": "stock", "plain_script": True, "quantization": "nf4", "gpu": T4},
         slow({"kernels": "stock", "attn_implementation": "eager", "modules_to_save": ("lm_head",)}),
         slow({"gpu": None, "attn_implementation": "sdpa"}),
+        {"target_modules": ("q_proj", "fc1", "lm_head"), "lora_dropout": 0.1},
     ],
     ids=lambda options: "-".join(str(value) for value in options.values()),
 )

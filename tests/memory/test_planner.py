@@ -8,6 +8,7 @@ import pytest
 from lorafit.config.schema import Settings
 from lorafit.hardware.detect import planned_device
 from lorafit.hardware.info import DeviceInfo
+from lorafit.memory.closed_form import estimate_fast
 from lorafit.memory.estimate import Estimate, estimate_memory
 from lorafit.memory.planner import (
     FittedPlan,
@@ -240,3 +241,51 @@ def test_phi_2_on_an_a10g_is_planned_to_its_last_gigabytes() -> None:
     assert 0.9 * device.usable_bytes - GIB < exact <= 0.9 * device.usable_bytes
     rows = found.settings.per_device_train_batch_size
     assert rows * found.settings.gradient_accumulation_steps == 32
+
+
+@pytest.fixture
+def _closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the closed form's answers for exact ones: what is planned with them is no matter."""
+    monkeypatch.setattr("lorafit.memory.planner.estimate_with_cache", estimate_fast)
+
+
+MISTRAL = bundled_config("mistralai/Mistral-7B-v0.1")
+
+
+@pytest.mark.usefixtures("_closed_form")
+def test_what_processes_exchange_counts_in_their_plan() -> None:
+    alone, shared = (
+        plan_to_fit(Settings(max_length=512), MISTRAL, planned_device("a10g"), 8, num_devices=count)
+        for count in (1, 4)
+    )
+    assert alone.estimate is not None
+    assert shared.estimate is not None
+    assert shared.estimate.processes["exchange_bytes"] == 25 * MIB
+    assert shared.estimate.processes["parallelism"] == "ddp"
+    assert alone.estimate.processes["count"] == 1
+
+
+@pytest.mark.usefixtures("_closed_form")
+def test_weights_that_one_device_cannot_hold_are_planned_as_shares() -> None:
+    run, device = Settings(max_length=512), replace(planned_device("t4"), usable_bytes=12 * GIB)
+    whole = plan_to_fit(run, MISTRAL, device, 8, num_devices=4)
+    assert whole.settings is None
+    shared = plan_to_fit(run, MISTRAL, device, 8, num_devices=4, is_sharded=True)
+    assert shared.settings is not None
+    assert shared.estimate is not None
+    assert shared.estimate.processes["parallelism"] == "fsdp"
+    assert shared.estimate.peak.process_bytes <= 0.92 * device.usable_bytes
+
+
+@pytest.mark.usefixtures("_closed_form")
+@pytest.mark.parametrize(
+    ("num_devices", "flag"), [(4, "--parallelism fsdp"), (1, "--quantization nf4")]
+)
+def test_a_run_of_several_processes_is_told_to_share_its_weights(
+    num_devices: int, flag: str
+) -> None:
+    run = Settings(max_length=512, parallelism="ddp")
+    device = replace(planned_device("t4"), usable_bytes=12 * GIB)  # the weights take 13.5
+    flags = nearest_fitting(run, MISTRAL, device, 8, num_devices=num_devices)
+    assert flags is not None
+    assert flags.endswith(flag)

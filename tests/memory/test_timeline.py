@@ -14,7 +14,7 @@ from lorafit.hardware.detect import planned_device
 from lorafit.memory.allocator import CachingAllocator
 from lorafit.memory.estimate import Estimate, estimate_memory, trace_run
 from lorafit.memory.events import Category, Phase, Trace
-from lorafit.memory.parts import PARTS
+from lorafit.memory.parts import parts_of
 from lorafit.memory.timeline import Timeline, build_timeline
 from lorafit.memory.timeline_chart import require_chart_file, write_chart
 from lorafit.units import format_bytes
@@ -54,7 +54,7 @@ def test_peak_and_its_parts_are_those_of_the_estimate(drawn: tuple[Timeline, Est
     timeline, estimate = drawn
     assert timeline.peak_bytes == estimate.peak.allocated_bytes
     assert max(timeline.reserved_bytes) == estimate.peak.reserved_bytes
-    for part in PARTS:
+    for part in parts_of(estimate.breakdown):
         if part.category is not None:
             at_peak = timeline.allocated_bytes[part.category][timeline.peak]
             assert at_peak == estimate.breakdown[part.key]

@@ -147,6 +147,20 @@ def test_meta_trace_equals_a_real_step_storage_by_storage(
     assert len(real) > 500
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("targets", [("lm_head",), ("q_proj", "lm_head")])
+@pytest.mark.parametrize("model_type", ["phi", "llama"])
+def test_meta_trace_of_an_adapted_output_layer_equals_a_real_step(
+    model_type: str, targets: tuple[str, ...], dropout: float
+) -> None:
+    config = make_config(model_type)
+    settings = make_settings(target_modules=targets, lora_dropout=dropout)
+    real = trained_events("cpu", config, settings)
+    assert trained_events("meta", config, settings) == real
+    # The gradient of B, in all chunks together.
+    assert settings.lora_r * config.vocab_size * 4 in [size for _, size in real]
+
+
 @pytest.mark.parametrize("model_type", ["phi", "llama"])
 def test_meta_trace_takes_the_attention_operator_of_the_cpu(model_type: str) -> None:
     settings = make_settings(attn_implementation="sdpa", gradient_accumulation_steps=1)
