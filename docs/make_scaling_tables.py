@@ -107,7 +107,7 @@ def count(work: Work, link: Link) -> Step:
     tokens = work.rows * work.max_length * work.accumulation
     flops = count_step_flops(settings, config, trained).of(tokens, int(tokens * SUPERVISED_SHARE))
     alone = estimate_with_cache(settings, config, device)
-    shared = with_exchange(alone, trained, device)
+    shared = with_exchange(alone, trained, device, num_processes=PER_NODE)
     return Step(
         tokens=tokens,
         micro_steps=work.accumulation,

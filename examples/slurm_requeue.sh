@@ -21,15 +21,18 @@ RUN_DIR="${RUN_DIR:-$SLURM_SUBMIT_DIR/outputs/phi2}"
 
 # The batch shell gets the signal (B:) and passes it on. The training runs in the background, since
 # bash handles no signal while it waits for a command in the foreground.
+training=
+stopping=0
+trap 'stopping=1; [ -z "$training" ] || kill -TERM "$training"' TERM
 lorafit train --preset "${PRESET:-balanced}" --data "$DATA" --output-dir "$RUN_DIR" &
 training=$!
-stopping=0
-trap 'stopping=1; kill -TERM "$training"' TERM
+# A signal may have come before there was anyone to pass it on to.
+[ "$stopping" -eq 0 ] || kill -TERM "$training"
 
-# A signal ends `wait` early: wait once more for the training's own exit code.
+# A signal ends `wait` early, with more than 128: wait once more for the training's own exit code.
 wait "$training"
 code=$?
-if [ "$stopping" -eq 1 ]; then
+if [ "$stopping" -eq 1 ] && [ "$code" -gt 128 ]; then
     wait "$training"
     code=$?
 fi

@@ -23,6 +23,9 @@ RUN_DIR="${RUN_DIR:-$SLURM_SUBMIT_DIR/outputs/phi2}"
 MAIN="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 export DATA RUN_DIR MAIN PRESET="${PRESET:-balanced}"
 
+training=
+stopping=0
+trap 'stopping=1; [ -z "$training" ] || kill -TERM "$training"' TERM
 # $SLURM_NODEID is only known inside the task of each node, hence the single quotes.
 # shellcheck disable=SC2016
 srun --kill-on-bad-exit=0 bash -c 'exec lorafit train \
@@ -31,13 +34,13 @@ srun --kill-on-bad-exit=0 bash -c 'exec lorafit train \
     --num-machines "$SLURM_NNODES" --machine-rank "$SLURM_NODEID" \
     --main-process-ip "$MAIN" --main-process-port "${PORT:-29500}"' &
 training=$!
-stopping=0
-trap 'stopping=1; kill -TERM "$training"' TERM
+# A signal may have come before there was anyone to pass it on to.
+[ "$stopping" -eq 0 ] || kill -TERM "$training"
 
-# A signal ends `wait` early: wait once more for the training's own exit code.
+# A signal ends `wait` early, with more than 128: wait once more for the training's own exit code.
 wait "$training"
 code=$?
-if [ "$stopping" -eq 1 ]; then
+if [ "$stopping" -eq 1 ] && [ "$code" -gt 128 ]; then
     wait "$training"
     code=$?
 fi

@@ -4,7 +4,9 @@ The processes find each other as those of torchrun do, by RANK, WORLD_SIZE, MAST
 MASTER_PORT; each is a `lorafit train` with the same command line.
 """
 
+import contextlib
 import os
+import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +18,7 @@ from lorafit.cli.gpus import visible_names, with_gpus
 from lorafit.cli.settings_flags import RunChoices
 from lorafit.config.batch import resolve_batch
 from lorafit.config.layers import Resolved
+from lorafit.config.parallelism import verify_parallelism
 from lorafit.errors import DeviceError, UsageError
 from lorafit.hardware.detect import detect_device
 from lorafit.hardware.info import DeviceInfo
@@ -25,6 +28,8 @@ from lorafit.text import excerpt
 
 PANEL = "Several processes"
 DEFAULT_PORT = 29500
+_UNLENT_PORTS = range(20_000, 32_768)
+"""Below the ports that Linux (32768 on) and macOS (49152 on) lend to connections."""
 
 NumProcesses = Annotated[
     int | None,
@@ -184,10 +189,11 @@ def verify_launch(launch: Launch, resolved: Resolved, device: DeviceInfo) -> Non
     """Find what is wrong with the processes before any is started.
 
     Raises:
-        ConfigError: the effective batch cannot be split over them.
+        ConfigError: the effective batch cannot be split over them, or the weights cannot be shared.
         DeviceError: there are fewer devices than processes.
     """
     verify_group(resolved, device)
+    verify_parallelism(resolved, launch.size)
     resolve_batch(resolved, launch.size)
     if device.kind == "cuda" and device.detected:
         detect_device(f"cuda:{launch.num_processes - 1}")
@@ -241,10 +247,18 @@ def without_launch_options(arguments: Sequence[str]) -> list[str]:
 
 
 def free_port() -> int:
-    """Return a port of this machine that is free now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Return a port of this machine that is free now, and that stays so unless it is asked for.
+
+    The processes take it seconds later. One that the system picks could meanwhile be lent to any
+    connection; those from which this one is drawn are never lent.
+    """
+    port = 0
+    for _ in range(100):
+        port = _UNLENT_PORTS[secrets.randbelow(len(_UNLENT_PORTS))]
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("", port))
+            return port
+    return port
 
 
 def _loopback() -> str:

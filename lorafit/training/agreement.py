@@ -25,7 +25,7 @@ def announce(world: World, plan: RunPlan, start: Start) -> None:
         "run_id": start.run_id,
         "checkpoint": None if start.checkpoint is None else str(start.checkpoint.folder),
         "is_complete": start.is_complete,
-        "fingerprint": fingerprint_of(plan),
+        "facts": _facts(plan),
     }
     world.decide(lambda: document)
     _answer(world, [])
@@ -40,10 +40,10 @@ def follow(world: World, plan: RunPlan) -> Start:
     """
     announced = world.decide(dict)
     # Through JSON, as the first process's went.
-    own = json.loads(json.dumps(fingerprint_of(plan)))
+    own = json.loads(json.dumps(_facts(plan)))
     lines = [
         f"  {name}  rank 0: {excerpt(str(then), 40)}  rank {world.rank}: {excerpt(str(now), 40)}"
-        for name, (then, now) in differences(announced["fingerprint"], own).items()
+        for name, (then, now) in differences(announced["facts"], own).items()
     ]
     _answer(world, lines)
     folder = announced["checkpoint"]
@@ -55,6 +55,14 @@ def follow(world: World, plan: RunPlan) -> Start:
     )
 
 
+def _facts(plan: RunPlan) -> dict[str, Any]:
+    """Return what must be equal in all processes: the run, and what they share to compute it.
+
+    A run may be continued with whole weights that began with shared ones, but on every machine.
+    """
+    return {**fingerprint_of(plan), "parallelism": plan.parallelism.value}
+
+
 def _answer(world: World, differing: list[str]) -> None:
     """Exchange what differs, so that every process stops if one would train another run."""
     found = [json.loads(text) for text in world.gather(json.dumps(differing).encode())]
@@ -62,7 +70,8 @@ def _answer(world: World, differing: list[str]) -> None:
     if other:
         raise InputError(
             "the processes would not train the same run:\n" + "\n".join(other),
-            hint="every machine needs the same data, base model, settings and kind of device",
+            hint="every machine needs the same data, base model, settings and kind of device; "
+            "--parallelism settles what auto decides",
         )
 
 

@@ -1,10 +1,11 @@
 """What the processes of a run say to each other: gradients, decisions, and who failed.
 
-Every process holds the whole model and takes its share of the rows of each step. The Trainer and
+Every process holds the whole adapter and takes its share of the rows of each step. The Trainer and
 accelerate see one process on one device: nothing between loader and optimizer depends on how many
 there are. What is exchanged is exchanged here, after the last micro-batch of a step, so that a
 process that runs out of memory in the middle of a step leaves no other one waiting in a gradient
-exchange; adapters are small, and overlapping it with the backward pass would gain little.
+exchange; adapters are small, and overlapping it with the backward pass would gain little. Where
+base weights are shared too, `sharding` gathers them, within the steps.
 """
 
 import contextlib
@@ -200,21 +201,38 @@ class World:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as problem:
-            assert self._board is not None
-            told = None
-            with contextlib.suppress(RuntimeError):
-                told = self._board.wait(3.0)
-            if told is not None:
-                raise told.error() from problem
-            line = (str(problem) or type(problem).__name__).splitlines()[0]
-            raise PeerError(
-                f"rank {self.rank} lost the other processes while {what}: {excerpt(line, 160)}",
-                hint="one of them was ended or cannot be reached; the last checkpoint is intact: "
-                "run the same command again",
-                exit_code=ExitCode.DEVICE,
-            ) from problem
+            raise self._loss_of_peers(problem, what) from problem
         if self._watchdog is not None:
             self._watchdog.mark(what)
+
+    @contextlib.contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Context of computing in which weights are gathered; other errors of it stay themselves.
+
+        Raises:
+            PeerError: as the exchanges.
+        """
+        try:
+            yield
+        except RuntimeError as problem:
+            if not _is_of_a_library_between_processes(problem):
+                raise
+            raise self._loss_of_peers(problem, "gathering weights") from problem
+
+    def _loss_of_peers(self, problem: RuntimeError, what: str) -> PeerError:
+        assert self._board is not None
+        told = None
+        with contextlib.suppress(RuntimeError):
+            told = self._board.wait(3.0)
+        if told is not None:
+            return told.error()
+        line = (str(problem) or type(problem).__name__).splitlines()[0]
+        return PeerError(
+            f"rank {self.rank} lost the other processes while {what}: {excerpt(line, 160)}",
+            hint="one of them was ended or cannot be reached; the last checkpoint is intact: "
+            "run the same command again",
+            exit_code=ExitCode.DEVICE,
+        )
 
     def report(self, failure: BaseException) -> None:
         """Tell the others why this process ends; who tells it first is the one who says it.
@@ -260,6 +278,11 @@ class World:
         if self._board is not None:
             self._board.leave(patience_seconds=20.0 if self.is_main and not lost else 0.0)
         self._store = None
+
+
+def _is_of_a_library_between_processes(problem: RuntimeError) -> bool:
+    # gloo raises plain errors, with the path of its source in front.
+    return isinstance(problem, distributed.DistError) or "gloo" in str(problem)
 
 
 Bucket = list[torch.nn.Parameter]

@@ -5,9 +5,10 @@ from lorafit.training.agreement import follow
 from lorafit.training.distributed import World
 from lorafit.training.explain import errors_explained
 from lorafit.training.fit import verify_free_memory
+from lorafit.training.loading import keep_products, load_for
 from lorafit.training.plan import RunPlan
-from lorafit.training.run import load_model, take_steps
 from lorafit.training.signals import StopRequest
+from lorafit.training.steps import take_steps
 
 
 def follow_training(plan: RunPlan, world: World) -> None:
@@ -22,7 +23,8 @@ def follow_training(plan: RunPlan, world: World) -> None:
             return
         plan.require_fit()
         verify_free_memory(plan)
-        model, device, _ = load_model(plan)
+        model, device, _ = load_for(plan, world)
+        keep_products(plan, start, world)
         take_steps(plan, start, model, device, (), NoRecord(), stop, None, world)
         # The first process still writes the adapter; a failure of that is one of all.
         world.meet()

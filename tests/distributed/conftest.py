@@ -1,12 +1,12 @@
 """Runs of several processes: forked from one that has everything imported, or really launched."""
 
 import json
-import socket
 
 import pytest
 from processes import ForkServer
 from tiny import colour_rows, write_jsonl
 
+from lorafit.cli.launch import free_port
 from lorafit.report.events import read_events
 
 # What processes must agree on with one that trains alone; float32 sums differ in their last bits.
@@ -19,12 +19,6 @@ STATE = ("adapter_model.safetensors", "optimizer.safetensors", "scheduler.json",
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory, cache_folder):
     return ForkServer(tmp_path_factory.mktemp("ranks"), LORAFIT_CACHE_DIR=str(cache_folder))
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture
@@ -49,7 +43,7 @@ def start_ranks(fork_server):
 def run_ranks(start_ranks):
     """Return a function that runs a command in several processes to its end."""
 
-    def run(arguments, size=2, faults=None, timeout=90):
+    def run(arguments, size=2, faults=None, timeout=600):
         return [ranks.wait(timeout) for ranks in start_ranks(arguments, size, faults)]
 
     return run

@@ -14,7 +14,7 @@ from lorafit.hardware.processes import Processes
 from lorafit.training.distributed import open_world
 
 rank = int(os.environ["RANK"])
-with open_world(Processes(rank, 2, rank, 2), "cpu", 30) as world:
+with open_world(Processes(rank, 2, rank, 2), "cpu", 300) as world:
     world.meet()
     time.sleep(float(os.environ["LINGER"]) if rank == int(os.environ["LAST"]) else 0)
     gc.collect()
@@ -36,7 +36,7 @@ def test_nobody_finds_the_store_gone_whoever_leaves_last(last):
         )
         for rank in range(2)
     ]
-    said = [member.communicate(timeout=60)[1] for member in members]
+    said = [member.communicate(timeout=600)[1] for member in members]
     assert [(member.returncode, text) for member, text in zip(members, said, strict=True)] == [
         (0, ""),
         (0, ""),

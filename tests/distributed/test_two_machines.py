@@ -23,7 +23,7 @@ second() { GLOO_SOCKET_IFNAME=there ip netns exec other "$@" --machine-rank 1; }
 """
 
 
-def in_namespaces(script, arguments, timeout=180):
+def in_namespaces(script, arguments, timeout=900):
     """Run a script in which `first CMD` and `second CMD` run on either machine; `$@` is lorafit."""
     command = [sys.executable, "-m", "lorafit", *map(str, arguments), "--num-machines", "2",
                "--main-process-ip", "10.77.0.1", "--main-process-port", "29511"]  # fmt: skip

@@ -84,6 +84,35 @@ def test_a_failure_that_was_told_carries_its_rank_words_and_code():
     assert (error.exit_code, error.hint, error.is_told) == (ExitCode.STORAGE, "free space", True)
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        RuntimeError(
+            "[/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"
+        ),
+        torch.distributed.DistBackendError("NCCL communicator was aborted"),
+    ],
+)
+def test_a_peer_that_is_gone_while_weights_are_gathered_is_a_lost_peer(problem):
+    told = Told(1, "the disk is full", "free space", 7)
+    for board, message, code in (
+        (Board({}), "rank 0 lost the other processes while gathering weights", 4),
+        (Board({}, told), "rank 1: the disk is full", 7),
+    ):
+        world = World(Processes(0, 2), board)
+        with pytest.raises(PeerError, match=message) as lost, world.gathering():
+            raise problem
+        assert lost.value.exit_code == code
+
+
+@pytest.mark.parametrize(
+    "problem", [RuntimeError("shapes do not match"), torch.OutOfMemoryError("out of memory")]
+)
+def test_other_errors_of_computing_stay_what_they_are(problem):
+    with pytest.raises(type(problem), match=str(problem)), World(Processes(0, 2)).gathering():
+        raise problem
+
+
 class Board:
     """The common store, as a process sees it whose peers are as given."""
 
@@ -99,6 +128,9 @@ class Board:
     def read(self):
         return self._told
 
+    def wait(self, seconds):
+        return self._told
+
     def tell(self, rank, failure):
         return None
 
@@ -110,7 +142,7 @@ def watch(board, timeout, monkeypatch):
     watchdog = Watchdog(Processes(0, 3), board, timeout, say=said.append, leave=left.append)
     watchdog.start()
     watchdog.mark("adding")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not left and time.monotonic() < deadline:
         time.sleep(0.01)
     watchdog.stop()
@@ -118,14 +150,14 @@ def watch(board, timeout, monkeypatch):
 
 
 def test_the_watchdog_names_the_process_that_is_behind(monkeypatch):
-    (failure,), left = watch(Board({1: (1, "adding"), 2: (0, "starting")}), 0.2, monkeypatch)
+    (failure,), left = watch(Board({1: (1, "adding"), 2: (0, "starting")}), 1, monkeypatch)
     assert isinstance(failure, PeerError)
-    assert "stood still for 0.2 s: rank 2 did not come to what the others wait for" in str(failure)
+    assert "stood still for 1 s: rank 2 did not come to what the others wait for" in str(failure)
     assert left == [4]
 
 
 def test_the_watchdog_says_so_where_nobody_is_behind(monkeypatch):
-    (failure,), _ = watch(Board({1: (1, "adding"), 2: (1, "adding")}), 0.2, monkeypatch)
+    (failure,), _ = watch(Board({1: (1, "adding"), 2: (1, "adding")}), 1, monkeypatch)
     assert "no rank went on after adding" in str(failure)
 
 

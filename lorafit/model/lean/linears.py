@@ -97,7 +97,7 @@ class _AdaptedLinears(torch.autograd.Function):
     ) -> Any:
         inputs, factors = tensors[:num_inputs], tensors[num_inputs:]
         updates = _list_updates(linears, seeds)
-        with _without_autocast(inputs[0].device.type):
+        with without_autocast(inputs[0].device.type):
             value, statistics = prologue.forward(inputs)
             flat = value.flatten(0, -2)
             low = _low_rank(flat, updates, factors[::2])
@@ -227,7 +227,7 @@ def _dropped_gradient(
     return of_a
 
 
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which products keep the dtype that they are given."""
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)

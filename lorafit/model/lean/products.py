@@ -27,6 +27,11 @@ def use_onednn(enabled: bool) -> None:
     _onednn = enabled and bool(torch._C._has_mkldnn)
 
 
+def uses_onednn() -> bool:
+    """Return whether fp32 products on the CPU run in oneDNN."""
+    return _onednn
+
+
 def device_type(tensor: torch.Tensor) -> str:
     """Return where a tensor lives, or where a tensor on `meta` stands for one."""
     return _traced_device if tensor.device.type == "meta" else tensor.device.type
@@ -102,7 +107,9 @@ def _dense_weight(base: nn.Module, dtype: torch.dtype) -> torch.Tensor:
     if kind == "Linear4bit":
         from bitsandbytes.functional import dequantize_4bit
 
-        dense: torch.Tensor = dequantize_4bit(layer.weight, layer.weight.quant_state)
+        # A weight that was gathered from shards has lost its scales; the layer keeps them then.
+        state = getattr(layer.weight, "quant_state", None) or layer.quant_state
+        dense: torch.Tensor = dequantize_4bit(layer.weight, state)
         return dense.to(dtype)
     if kind == "Linear8bitLt":
         # Rows are scaled so that their largest number is 127 (LLM.int8(), arXiv 2208.07339).
