@@ -56,11 +56,6 @@ def read_answer(text: str, labels: Sequence[str]) -> Reading:
     return Reading(label, ends_in_label=ends, is_bare=ends and words_before <= 1)
 
 
-def find_label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the label that occurs last in `text` as a whole word, or None."""
-    return read_answer(text, labels).label
-
-
 def classification_report(
     truth: Sequence[str], predicted: Sequence[str | None]
 ) -> ClassificationReport:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from lorafit.config.schema import Settings
 from lorafit.data.chat import ChatFormat, load_chat_format
-from lorafit.data.collate import Collator
 from lorafit.data.dataset import TokenizedDataset
 from lorafit.data.records import Record
 from lorafit.data.templates import render_prompt
@@ -70,8 +69,8 @@ def evaluate_dataset(
     def report(stage: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(stage, done, total)
 
-    collate = Collator(loaded.pad.token_id, locate_targets=loaded.chunked_loss)
-    loss = evaluate_loss(loaded.model, dataset, collate, batch_size, loaded.device, report("loss"))
+    collate, limits = loaded.batches(batch_size, max(dataset.lengths, default=1))
+    loss = evaluate_loss(loaded.model, dataset, collate, limits, loaded.device, report("loss"))
     if not labelled:
         return Evaluation(loss, None, ())
     answers = answer_records(

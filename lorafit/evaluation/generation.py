@@ -86,7 +86,12 @@ def _generate_batch(
         **choice,
     )
     output = model.generate(  # type: ignore[operator]  # transformers' mixin, unknown to nn.Module
-        input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config
+        input_ids=input_ids.to(device),
+        attention_mask=mask.to(device),
+        generation_config=config,
+        # With sharded weights it would ask the other processes, who do not generate, see
+        # training/sharding.
+        synced_gpus=False,
     )
     return [_until_end(row, tokenizer.eos_token_id) for row in output[:, length:].tolist()]
 

@@ -1,17 +1,21 @@
-"""Validation loss: the exact mean over all targets of a data set, however it is batched."""
+"""Validation loss: the exact mean over all targets of a data set, however it is batched.
+
+Batches are those of training: rows padded to one length, or end to end where training has them so.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from lorafit.model.step import count_supervised, micro_batch_loss
+from lorafit.data.micro_batches import MicroBatchLimits, StepRows, plan_micro_batches
+from lorafit.model.step import micro_batch_loss
 
 if TYPE_CHECKING:
     from torch import nn
 
-Batch = Mapping[str, torch.Tensor]
+Batch = Mapping[str, Any]
 
 
 class Rows(Protocol):
@@ -40,34 +44,56 @@ def evaluate_loss(
     model: "nn.Module",
     rows: Rows,
     collate: Callable[[list[Mapping[str, Sequence[int]]]], Batch],
-    batch_size: int,
+    limits: MicroBatchLimits,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
 ) -> LossReport:
     """Return the mean loss over `rows`, in evaluation mode; restores the training mode.
 
     Rows are taken longest first: an out-of-memory error then comes with the first batch, and
-    batches hold rows of like length, so that little padding is computed.
+    padded batches hold rows of like length, so that little padding is computed.
+
+    Args:
+        model: what is measured.
+        rows: of the data set.
+        collate: makes a batch of rows.
+        limits: rows of a batch, or the tokens of all its rows where they go end to end.
+        device: where the model is.
+        progress: hears how many batches are done, and of how many.
     """
     was_training = model.training
     model.eval()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]), reverse=True)
-    starts = range(0, len(order), batch_size)
+    lengths = _lengths(rows)
+    order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
+    batches = plan_micro_batches([lengths[i] for i in order], limits)
     total, num_targets = 0.0, 0
     try:
-        for done, start in enumerate(starts, 1):
-            batch = collate([rows[i] for i in order[start : start + batch_size]])
-            targets = count_supervised(batch["labels"])
-            moved = {name: tensor.to(device) for name, tensor in batch.items()}
+        for done, places in enumerate(batches, 1):
+            chosen = [rows[order[place]] for place in places]
+            targets = StepRows((tuple(chosen),)).num_targets
             # One target as the divisor gives the sum, which is then exact over batches.
-            total += float(micro_batch_loss(model, moved, 1)) if targets else 0.0
+            if targets:
+                total += float(micro_batch_loss(model, _moved(collate(chosen), device), 1))
             num_targets += targets
             if progress is not None:
-                progress(done, len(starts))
+                progress(done, len(batches))
     finally:
         model.train(was_training)
     loss = total / num_targets if num_targets else math.nan
     return LossReport(loss, _perplexity(loss), len(rows), num_targets)
+
+
+def _lengths(rows: Rows) -> Sequence[int]:
+    """Return the tokens of each row; a data set may know them without reading its rows."""
+    known: Sequence[int] | None = getattr(rows, "lengths", None)
+    return known if known is not None else [len(rows[i]["input_ids"]) for i in range(len(rows))]
+
+
+def _moved(batch: Batch, device: torch.device) -> dict[str, Any]:
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 def _perplexity(loss: float) -> float:

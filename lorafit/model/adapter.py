@@ -94,12 +94,21 @@ def verify_adapter(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _unfinished(folder: Path) -> str:
+    """Return the hint for an adapter that is not there: its run may not have ended yet."""
+    if any(folder.parent.glob("checkpoint-*/manifest.json")):
+        return (
+            "the run has not ended: its `lorafit train` command goes on, and writes it at the end"
+        )
+    return "a run writes its adapter to OUTPUT_DIR/adapter"
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not folder.is_dir():
         raise AdapterError(
             f"there is no adapter folder {excerpt(str(folder))}",
-            hint="a run writes its adapter to OUTPUT_DIR/adapter",
+            hint=_unfinished(folder),
         )
     if not path.is_file():
         inner = folder / "adapter" / CONFIG_FILE

@@ -11,13 +11,16 @@ Legend: N tokens of the batch, D documents, H heads, E head size.
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations import sdpa_attention
-from transformers.masking_utils import sdpa_mask
 
 from lorafit.config.schema import Settings
 from lorafit.errors import ConfigError, Problem
 from lorafit.hardware.info import Choice, DeviceKind
+from lorafit.model.libraries import quick_imports
+
+with quick_imports():
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations import sdpa_attention
+    from transformers.masking_utils import sdpa_mask
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -66,7 +66,7 @@ def download_model(
     except RepositoryNotFoundError:
         raise ModelError(
             f"the hub has no model {name}, or it is private",
-            hint="check the spelling; for a private model type: hf auth login",
+            hint=_meant(name) + "check the spelling; for a private model type: hf auth login",
         ) from None
     except Exception as problem:  # the hub's errors, the system's, and those of the HTTP library
         raise _unreachable(name, excerpt(str(problem)) or type(problem).__name__) from None
@@ -104,9 +104,23 @@ def _require_network(name: str) -> None:
         raise _unreachable(name, f"{address[0]}: {problem}") from None
 
 
+def _meant(name: str) -> str:
+    """Return a guess at the model, as a line before the hint: `phi-2` is not a hub id."""
+    from lorafit.model.architectures import bundled_config, bundled_models
+
+    if bundled_config(name) is not None:
+        return ""
+
+    def plain(model: str) -> str:
+        return "".join(filter(str.isalnum, model.rpartition("/")[2].lower()))
+
+    guess = next((known for known in bundled_models() if plain(known) == plain(name)), None)
+    return f"did you mean {guess}?\n" if guess else ""
+
+
 def _unreachable(name: str, why: str) -> ModelError:
     return ModelError(
         f"the model {name} is not on this machine and the hub cannot be reached ({why})",
-        hint=f"where there is a network, type: hf download {name} --local-dir FOLDER\n"
-        "then here: --model FOLDER",
+        hint=f"{_meant(name)}where there is a network, type: "
+        f"hf download {name} --local-dir FOLDER\nthen here: --model FOLDER",
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorafit.config.schema import Settings
 from lorafit.errors import ConfigError, Problem
@@ -51,7 +51,12 @@ def choose_targets(model: "nn.Module", model_type: str, requested: Iterable[str]
             return Targets(known, f"all Linear modules of a {model_type} layer")
         return Targets(linear, f"every Linear module found: {model_type} has no entry of its own")
     names = tuple(requested)
-    problems = [_unknown(name, linear, model_type) for name in names if name not in linear]
+    output = _output_name(model)
+    problems = [
+        _unknown(name, linear, model_type) for name in names if name not in (*linear, output)
+    ]
+    if output in names and _is_tied(model):
+        problems.append(_tied(str(output)))
     if problems:
         raise ConfigError(problems)
     return Targets(names, "as set by target_modules")
@@ -68,12 +73,38 @@ def _unknown(name: str, linear: tuple[str, ...], model_type: str) -> Problem:
     )
 
 
+def _tied(name: str) -> Problem:
+    return Problem(
+        "target_modules",
+        f"{name!r} has its weights from the input embedding (tie_word_embeddings), so that an "
+        "adapter on it could never be merged: the embedding would change with it",
+        hint=f"leave {name} out",
+    )
+
+
+def _output_name(model: "nn.Module") -> str | None:
+    """Return the last name of the output layer, if it is a Linear module."""
+    from torch import nn
+
+    output = _output_layer(model)
+    names = (name for name, module in model.named_modules() if module is output)
+    return next(names).rpartition(".")[2] if isinstance(output, nn.Linear) else None
+
+
+def _output_layer(model: "nn.Module") -> Any:
+    find = getattr(model, "get_output_embeddings", None)
+    return find() if find is not None else None
+
+
+def _is_tied(model: Any) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 def linear_names(model: "nn.Module") -> tuple[str, ...]:
     """Return the last names of all Linear modules but the output layer, in model order."""
     from torch import nn
 
-    find_output = getattr(model, "get_output_embeddings", None)
-    output = find_output() if find_output is not None else None
+    output = _output_layer(model)
     names = dict.fromkeys(
         name.rpartition(".")[2]
         for name, module in model.named_modules()

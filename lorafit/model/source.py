@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafit.errors import ModelError
+from lorafit.model.libraries import quick_imports
 from lorafit.model.weights import WeightFiles, read_weight_files
 from lorafit.text import excerpt, nearest
 
@@ -159,7 +160,8 @@ def _refuse_unsuitable(config: dict[str, Any], path: Path) -> None:
             where=where,
             hint="use the original model with --quantization nf4 or int8",
         )
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    with quick_imports():
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     model_type = config["model_type"]
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

@@ -31,11 +31,6 @@ class StepOutcome(NamedTuple):
     """Norm before clipping; None where clipping is off."""
 
 
-def count_supervised(labels: torch.Tensor) -> int:
-    """Return the number of targets in labels [B, T]: the first column predicts nothing."""
-    return int((labels[:, 1:] != IGNORED_LABEL).sum())
-
-
 def micro_batch_loss(
     model: "nn.Module",
     batch: Batch,

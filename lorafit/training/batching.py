@@ -34,23 +34,19 @@ class Batching:
     def collator(
         self, pad_token_id: int, *, locate_targets: bool
     ) -> Callable[[Sequence[Row]], dict[str, Any]]:
-        """Return what makes a micro-batch of rows."""
+        """Return what makes a micro-batch of rows, in training and in validation."""
         if self.attention.value is None:
-            return self.eval_collator(pad_token_id, locate_targets=locate_targets)
+            return Collator(
+                pad_token_id,
+                pad_to_multiple_of=PAD_TO_MULTIPLE,
+                lengths=self.lengths.value,
+                locate_targets=locate_targets,
+            )
         return EndToEndCollator(
             pad_token_id,
             longest=self.longest_row,
             pad_to_multiple_of=token_multiple(self.device_kind),
             by_document=self.attention.value == "documents",
-        )
-
-    def eval_collator(self, pad_token_id: int, *, locate_targets: bool) -> Collator:
-        """Return what makes a batch of validation, whose rows are of like length: padded."""
-        return Collator(
-            pad_token_id,
-            pad_to_multiple_of=PAD_TO_MULTIPLE,
-            lengths=self.lengths.value,
-            locate_targets=locate_targets,
         )
 
     @property
@@ -59,6 +55,15 @@ class Batching:
         if self.limits.tokens is None:
             return self.limits.units
         return max(1, self.limits.tokens // self.longest_row)
+
+    def eval_limits(self, rows: int) -> MicroBatchLimits:
+        """Return what a validation batch of so many full rows may take.
+
+        End to end, `eval_rows` of them take the tokens of a micro-batch, and others in proportion.
+        """
+        if self.limits.tokens is None:
+            return MicroBatchLimits(rows)
+        return MicroBatchLimits(rows, max(1, self.limits.tokens * rows // self.eval_rows))
 
     def dataset(self, rows: TokenizedDataset) -> TokenizedDataset | PackedDataset:
         """Return what the effective batch counts: rows, or bins of them."""

@@ -26,7 +26,7 @@ from lorafit.data.micro_batches import (
 )
 from lorafit.errors import DivergedError
 from lorafit.evaluation.loss import LossReport, evaluate_loss
-from lorafit.model.libraries import without_datasets
+from lorafit.model.libraries import quick_imports, without_datasets
 from lorafit.model.step import (
     Batch,
     clip_gradients,
@@ -43,10 +43,11 @@ from lorafit.training.health import LossWatch, count_adapters, idle_adapters, id
 from lorafit.training.memory_use import memory_in_use, reset_peak
 from lorafit.training.oom import MemoryRecovery
 from lorafit.training.retention import best_checkpoint, own_checkpoints, prune_checkpoints
+from lorafit.training.sharding import OwnPasses, Passes
 from lorafit.training.signals import StopRequest
 from lorafit.training.snapshot import Snapshot, load_weights
 
-with without_datasets():
+with quick_imports(), without_datasets():
     from transformers import Trainer, TrainerCallback, TrainerControl
 
 if TYPE_CHECKING:
@@ -65,12 +66,13 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         stop: StopRequest,
         recovery: MemoryRecovery,
         collate: Callable[[Sequence[Row]], Batch],
-        eval_collate: Callable[[Sequence[Row]], Batch],
+        eval_limits: Callable[[int], MicroBatchLimits] = MicroBatchLimits,
         facts: Mapping[str, Any] | None = None,
         row_source: Callable[[Row], str | None] = lambda row: None,
         note: Callable[[str], None] | None = None,
         after_evaluation: Callable[[int], bool] = lambda step: False,
         world: World | None = None,
+        passes: Passes | OwnPasses | None = None,
         **arguments: Any,
     ) -> None:
         """Prepare a run.
@@ -78,17 +80,20 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         `facts` go into the manifest of every checkpoint, `row_source` names rows of the data,
         `note` hears what a person should know, and `after_evaluation` is called with the step and
         answers whether the run should be saved and end there. `world` are the processes that
-        share the rows of a step; the first one alone records and saves.
+        share the rows of a step; the first one alone records and saves. `eval_limits` tells what a
+        validation batch of so many full rows may take. `passes` brings all of them
+        into each pass through a model that they hold together.
         """
         self._settings = settings
         self.world = world or World()
+        self._passes = passes or OwnPasses()
         self._recovery = recovery
         self._facts = dict(facts or {})
         self._row_source = row_source
         self._note = note or (lambda text: None)
         self._after_evaluation = after_evaluation
         self._collate = collate
-        self._eval_collate = eval_collate
+        self._eval_limits = eval_limits
         self._run_id = run_id
         self._observers = observers
         self._stop = stop
@@ -152,8 +157,9 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         limits: MicroBatchLimits,
     ) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
-        for indices in plan_micro_batches(inputs.lengths, limits):
-            total += self._micro_step(model, inputs.rows_of(indices), num_targets)
+        with self._passes.shared():
+            for indices in plan_micro_batches(inputs.lengths, limits):
+                total += self._micro_step(model, inputs.rows_of(indices), num_targets)
         return total
 
     def _micro_step(
@@ -229,6 +235,19 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def _loss_of(self, rows: Sequence[Row]) -> torch.Tensor:
         return micro_batch_loss(self.model, self._to_device(self._collate(rows)), 1)
 
+    def guard_update(self) -> None:
+        """Let an update that runs out of memory be repeated, or end the run whole."""
+        optimizer, update = self.optimizer, self.optimizer.step
+
+        def guarded(*arguments: Any, **options: Any) -> None:
+            self._recovery.run_update(
+                lambda: update(*arguments, **options),
+                _plain(optimizer),
+                step=self.state.global_step + 1,
+            )
+
+        optimizer.step = guarded  # type: ignore[assignment]  # of this one wrapper
+
     # -- Validation ------------------------------------------------------------------------
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
@@ -246,9 +265,11 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             rows = Subset(rows, range(self.world.rank, len(rows), self.world.size))
 
         def attempt(batch_size: int) -> LossReport:
-            return evaluate_loss(
-                self.model, rows, self._eval_collate, batch_size, self.args.device, progress
-            )
+            limits = self._eval_limits(batch_size)
+            with self._passes.shared(ends_on=_EvaluationStopped):
+                return evaluate_loss(
+                    self.model, rows, self._collate, limits, self.args.device, progress
+                )
 
         try:
             report = self._recovery.run_evaluation(attempt, step=step)
@@ -264,7 +285,9 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self.control: TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
-        saves, stops = self.world.decide(lambda: self._after_loss(step, loss))
+        with self._passes.shared():
+            answer = self._after_loss(step, loss) if self.world.is_main else None
+        saves, stops = self.world.decide(lambda: answer)
         if saves or stops:
             self.control.should_save = True
         if stops:
@@ -450,6 +473,7 @@ class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
         # A checkpoint's counters bring its own intervals along; those of this command hold.
         state.compute_steps(args, state.max_steps)
         self._trainer.world.align(trainable_parameters(self._trainer.model))
+        self._trainer.guard_update()
         self._trainer.restart_clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

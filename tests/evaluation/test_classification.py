@@ -1,6 +1,6 @@
 import pytest
 
-from lorafit.evaluation.classification import classification_report, find_label, read_answer
+from lorafit.evaluation.classification import classification_report, read_answer
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -21,14 +21,14 @@ LABELS = ("entailment", "neutral", "contradiction")
     ],
 )
 def test_the_last_whole_word_counts_in_any_case(text, label):
-    assert find_label(text, LABELS) == label
+    assert read_answer(text, LABELS).label == label
 
 
 @pytest.mark.parametrize("labels", [("neutral", "not neutral"), ("not neutral", "neutral")])
 def test_of_overlapping_labels_the_longer_is_meant(labels):
-    assert find_label("this is not neutral", labels) == "not neutral"
-    assert find_label("this is neutral", labels) == "neutral"
-    assert find_label("not neutral, no: neutral", labels) == "neutral"
+    assert read_answer("this is not neutral", labels).label == "not neutral"
+    assert read_answer("this is neutral", labels).label == "neutral"
+    assert read_answer("not neutral, no: neutral", labels).label == "neutral"
 
 
 @pytest.mark.parametrize(
@@ -47,14 +47,14 @@ def test_of_overlapping_labels_the_longer_is_meant(labels):
 def test_reasoning_ends_in_a_label_when_no_word_follows_it(text, ends, bare):
     reading = read_answer(text, LABELS)
     assert (reading.ends_in_label, reading.is_bare) == (ends, bare)
-    assert reading.label == find_label(text, LABELS)
+    assert reading.label == read_answer(text, LABELS).label
 
 
 def test_labels_with_marks_and_of_other_scripts_are_words_too():
-    assert find_label("grade: A+", ("A", "A+")) == "A+"
-    assert find_label("it is (b).", ("a", "b")) == "b"
-    assert find_label("答えは「はい」", ("いいえ",)) is None
-    assert find_label("réponse : élevé", ("élevé", "eleve")) == "élevé"
+    assert read_answer("grade: A+", ("A", "A+")).label == "A+"
+    assert read_answer("it is (b).", ("a", "b")).label == "b"
+    assert read_answer("答えは「はい」", ("いいえ",)).label is None
+    assert read_answer("réponse : élevé", ("élevé", "eleve")).label == "élevé"
 
 
 def test_accuracy_and_macro_f1_are_those_of_a_hand_calculation():

@@ -5,10 +5,12 @@ import torch
 from tiny import colour_rows, write_jsonl
 
 from lorafit.config.schema import Settings
-from lorafit.data.collate import Collator
+from lorafit.data.collate import Collator, EndToEndCollator
 from lorafit.data.load import load_source
+from lorafit.data.micro_batches import MicroBatchLimits
 from lorafit.evaluation.loss import evaluate_loss
-from lorafit.model.build import load_base
+from lorafit.model.build import add_adapter, load_base
+from lorafit.model.loss import _ChunkedCrossEntropy
 from lorafit.model.source import locate_model
 from lorafit.model.tokenizer import tokenizer_of
 
@@ -38,7 +40,7 @@ def by_hand(model, rows):
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 9, 100])
 def test_the_loss_is_the_exact_token_mean(model_and_rows, batch_size):
     model, rows = model_and_rows
-    report = evaluate_loss(model, rows, Collator(0), batch_size, CPU)
+    report = evaluate_loss(model, rows, Collator(0), MicroBatchLimits(batch_size), CPU)
     expected, count = by_hand(model.eval(), rows)
     assert report.loss == pytest.approx(expected, rel=1e-6)
     assert report.perplexity == pytest.approx(math.exp(expected), rel=1e-5)
@@ -48,15 +50,15 @@ def test_the_loss_is_the_exact_token_mean(model_and_rows, batch_size):
 def test_dropout_is_off_and_the_mode_is_restored(model_and_rows):
     model, rows = model_and_rows
     model.train()
-    first = evaluate_loss(model, rows, Collator(0), 3, CPU).loss
-    assert evaluate_loss(model, rows, Collator(0), 3, CPU).loss == first
+    first = evaluate_loss(model, rows, Collator(0), MicroBatchLimits(3), CPU).loss
+    assert evaluate_loss(model, rows, Collator(0), MicroBatchLimits(3), CPU).loss == first
     assert model.training
 
 
 def test_validation_draws_no_random_number(model_and_rows):
     model, rows = model_and_rows
     before = torch.get_rng_state()
-    evaluate_loss(model, rows, Collator(0), 2, CPU)
+    evaluate_loss(model, rows, Collator(0), MicroBatchLimits(2), CPU)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -69,7 +71,74 @@ def test_the_longest_rows_come_first(model_and_rows):
         return Collator(0)(chosen)
 
     seen = []
-    evaluate_loss(model, rows, collate, 2, CPU, lambda *at: seen.append(at))
+    evaluate_loss(model, rows, collate, MicroBatchLimits(2), CPU, lambda *at: seen.append(at))
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] == max(rows.lengths)
     assert seen == [(n, 5) for n in range(1, 6)]
+
+
+# -- End to end ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernels", ["lorafit", "stock"])
+@pytest.mark.parametrize("architecture", ["phi", "llama", "mistral", "gemma3", "qwen2"])
+@pytest.mark.parametrize("tokens", [1, 100, 10_000])
+def test_rows_end_to_end_have_the_loss_of_padded_ones(
+    tiny_model, tmp_path, architecture, kernels, tokens
+):
+    settings = Settings(max_length=64, lora_r=4, gradient_checkpointing=False)
+    source = locate_model(str(tiny_model(architecture)))
+    data = write_jsonl(tmp_path / "rows.jsonl", colour_rows(9))
+    rows = load_source(str(data), settings, tokenizer_of(source)).dataset
+    base = load_base(settings, source, torch.float32, CPU)
+    if kernels == "stock":
+        # The layers alone: rows end to end need the loss that knows where they begin.
+        settings = settings.model_copy(update={"use_dora": True})
+    model = add_adapter(base, settings)[0]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    padded = Collator(0, locate_targets=True)
+    expected = evaluate_loss(model, rows, padded, MicroBatchLimits(3), CPU)
+    end_to_end = EndToEndCollator(0, max(rows.lengths), pad_to_multiple_of=64, by_document=True)
+    got = evaluate_loss(model, rows, end_to_end, MicroBatchLimits(3, tokens), CPU)
+    assert got.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert got[2:] == expected[2:]
+
+
+def test_batches_end_to_end_keep_to_their_tokens_and_begin_with_the_longest_row(model_and_rows):
+    model, rows = model_and_rows
+    seen = []
+
+    class Taken(Exception):
+        pass
+
+    def collate(chosen):
+        seen.append([len(row["input_ids"]) for row in chosen])
+        raise Taken
+
+    budget = 2 * max(rows.lengths)
+    with pytest.raises(Taken):
+        evaluate_loss(model, rows, collate, MicroBatchLimits(2, budget), CPU)
+    assert seen[0][0] == max(rows.lengths)
+    assert sum(seen[0]) <= budget
+    assert not model.training
+
+
+def test_validation_keeps_no_gradient_of_the_loss(model_and_rows, monkeypatch):
+    model, rows = model_and_rows
+    from lorafit.model.loss import install_chunked_loss
+
+    install_chunked_loss(model)
+    model.requires_grad_(False)
+    kept = []
+    forward = _ChunkedCrossEntropy.forward
+
+    def watching(ctx, *arguments):
+        kept.append(ctx.needs_input_grad[0])
+        return forward(ctx, *arguments)
+
+    monkeypatch.setattr(_ChunkedCrossEntropy, "forward", staticmethod(watching))
+    evaluate_loss(model, rows, Collator(0, locate_targets=True), MicroBatchLimits(3), CPU)
+    assert kept == [False] * 3

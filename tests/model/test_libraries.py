@@ -54,3 +54,59 @@ def test_a_function_is_compiled_once_at_its_first_call():
     assert compiled == []
     assert [float(later(torch.tensor(value))) for value in (1.0, 2.0)] == [2.0, 4.0]
     assert compiled == [{"dynamic": False}]
+
+
+def run_program(program):
+    outcome = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=child_environment()
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome.stdout.splitlines()
+
+
+def test_transformers_looks_through_its_files_once_and_offers_the_same_names():
+    scan = (
+        "import builtins, os\n"
+        "opened = []\n"
+        "def counting(path, *args, real=builtins.open, **kwargs):\n"
+        "    opened.append(os.fspath(path))\n"
+        "    return real(path, *args, **kwargs)\n"
+        "builtins.open = counting\n"
+    )
+    told = (
+        "import transformers.models\n"
+        "models = [name for name in opened if '/models/' in name]\n"
+        "print(len(models) == len(set(models)))\n"
+        "print(len(transformers.__all__), len(transformers.models.__all__))\n"
+    )
+    ours = "from lorafit.model.libraries import prepare_libraries\nprepare_libraries()\n"
+    once, names = run_program(scan + ours + told)
+    twice, names_of_transformers = run_program(scan + told)
+    assert (once, twice) == ("True", "False")
+    assert names == names_of_transformers
+
+
+def test_imports_are_left_alone_by_the_collector_and_what_comes_later_is_not():
+    program = (
+        "import gc, sys\n"
+        "from lorafit.model.libraries import quick_imports\n"
+        "with quick_imports():\n"
+        "    assert not gc.isenabled()\n"
+        "    import mailbox\n"
+        "frozen = gc.get_freeze_count()\n"
+        "with quick_imports():\n"
+        "    import mailbox\n"
+        "print(gc.isenabled(), frozen > 0, gc.get_freeze_count() == frozen)\n"
+    )
+    assert run_program(program) == ["True True True"]
+
+
+def test_the_collector_stays_off_where_it_was_off():
+    program = (
+        "import gc\n"
+        "from lorafit.model.libraries import quick_imports\n"
+        "gc.disable()\n"
+        "with quick_imports():\n    import mailbox\n"
+        "print(gc.isenabled())\n"
+    )
+    assert run_program(program) == ["False"]

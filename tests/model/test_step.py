@@ -1,12 +1,13 @@
 import pytest
 import torch
+from tiny import count_supervised
 from torch.nn import functional
 
 from lorafit.config.schema import Settings
 from lorafit.data.collate import Collator
 from lorafit.model.build import add_adapter, load_base
 from lorafit.model.source import locate_model
-from lorafit.model.step import count_supervised, make_optimizer, micro_batch_loss, training_step
+from lorafit.model.step import make_optimizer, micro_batch_loss, training_step
 
 pytestmark = pytest.mark.usefixtures("quiet_libraries")
 CPU = torch.device("cpu")
