@@ -8,11 +8,18 @@ READY := $(VENV)/.ready
 
 demo: $(READY)  ## See it work: tiny model, bundled data, CPU, offline
 	$(BIN)/lorafit demo --output-dir outputs/demo
+	@echo "to type lorafit yourself, once in each terminal: . $(BIN)/activate"
 
 setup: $(READY)
 
 # constraints.txt keeps torch at the tested version; reinstalled only when it or pyproject changes.
+# A Python that is too old, or Debian's without python3-venv, is told before PyTorch is downloaded.
 $(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python \
+	    || $(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo 'Python 3.11 or later with venv is needed (Debian: apt install python3-venv);' \
+	    'to name one: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
+	@echo 'setting up $(VENV): where packages are missing they are downloaded, for some minutes'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -114,13 +114,13 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def machines_list(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Return on what the tests ran."""
+    """Return on what the tests ran, each kind of machine once."""
     lines = []
     for document in documents:
         machine = document["machine"]
         packages = ", ".join(f"{k} {v}" for k, v in machine.items() if k != "system")
         lines.append(f"- {machine['system']}: {packages}\n")
-    return "".join(lines)
+    return "".join(dict.fromkeys(lines))
 
 
 def render(page: str, documents: Sequence[Mapping[str, Any]]) -> str:

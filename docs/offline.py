@@ -74,6 +74,8 @@ def make_data(folder: Path) -> None:
     for name, rows in files.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    columns = [f"{row['hypothesis']},{row['label']}" for row in nli_rows(NUM_ROWS)]
+    (folder / "faq.csv").write_text("\n".join(["question,answer", *columns]) + "\n", "utf-8")
 
 
 def environment(command: str, model: Path, cache: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files: written so that a reader never sees half of one, and refused with a reason."""
 
 import contextlib
 import hashlib
@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from lorafit.errors import StorageError, UsageError
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -23,6 +25,20 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
+def storage_errors(message: str, where: Path, hint: str | None = None) -> Iterator[None]:
+    """Context in which an OSError becomes a StorageError that begins with `message`.
+
+    Raises:
+        StorageError: of `where`, with the system's reason and the hint.
+    """
+    try:
+        yield
+    except OSError as problem:
+        reason = problem.strerror or problem
+        raise StorageError(f"{message}: {reason}", where=str(where), hint=hint) from problem
+
+
+@contextlib.contextmanager
 def plain_os_errors() -> Iterator[None]:
     """Turn safetensors' own exception for a failed write into the OSError that it was."""
     from safetensors import SafetensorError
@@ -35,6 +51,41 @@ def plain_os_errors() -> Iterator[None]:
             raise
         number = int(found.group(1))
         raise OSError(number, os.strerror(number)) from problem
+
+
+def require_drawable(path: Path, suffixes: tuple[str, ...], *, flag: str, example: str) -> None:
+    """Refuse a file that cannot be drawn into, before anything is computed.
+
+    Args:
+        path: the file.
+        suffixes: those of which one says what to draw.
+        flag: the option that names the file.
+        example: a name that would do.
+
+    Raises:
+        UsageError: it has none of the suffixes, or matplotlib is not installed.
+        StorageError: its folder is missing, or it is a folder itself.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(
+            f"{path.name!r} ends with none of {', '.join(suffixes)}, which say what to draw",
+            where=flag,
+            hint=f"{flag} {example}",
+        )
+    if path.is_dir():
+        raise StorageError("is a folder, not a file to write", where=str(path))
+    if not path.absolute().parent.is_dir():
+        raise StorageError(
+            f"there is no folder {path.parent}", where=str(path), hint=f"mkdir -p {path.parent}"
+        )
+    try:
+        import matplotlib  # noqa: F401  # asked for only to see whether it is there
+    except ImportError:
+        raise UsageError(
+            "drawing needs matplotlib, which is not installed",
+            where=flag,
+            hint='pip install "lorafit[plots]"',
+        ) from None
 
 
 def sync_file(path: Path) -> None:

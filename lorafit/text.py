@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable
 
@@ -30,6 +31,11 @@ def escape_control(text: str) -> str:
 def visible_text(text: str) -> str:
     """Return `text` escaped as by `escape_control`, its lines and tabs kept."""
     return "".join(char if char in "\n\t" else escape_control(char) for char in text)
+
+
+def shell_word(value: object) -> str:
+    """Return a path or text escaped, quoted where a shell would not take it as one word."""
+    return escape_control(shlex.quote(str(value)))
 
 
 def excerpt(text: str, limit: int = 80) -> str:

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tiny import Outcome, build_model, colour_rows, write_jsonl
 
 pytest_plugins = ["matrix"]
+
+# Property tests draw the same examples everywhere and have no limit of time: a slow machine is no
+# fault. `pytest --hypothesis-profile search` draws new ones.
+settings.register_profile(
+    "search", deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+settings.register_profile("lorafit", settings.get_profile("search"), derandomize=True)
+settings.load_profile("lorafit")
 
 _LOOPBACK = ("127.", "::1", "localhost")
 

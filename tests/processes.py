@@ -4,6 +4,7 @@ A server process imports torch and transformers once; every command is forked fr
 own process id, signals, limits and files, and ends with its own exit code.
 """
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -47,19 +48,33 @@ class Forked:
     @property
     def err(self) -> str:
         """What it has written to stderr so far."""
-        path = self._folder / "stderr"
+        return self._written("stderr")
+
+    def _written(self, name: str) -> str:
+        # A command that is killed early enough has opened neither stream.
+        path = self._folder / name
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def is_running(self) -> bool:
         """Return whether it has not ended yet."""
         return self._process.is_alive()
 
+    def is_stopped(self) -> bool:
+        """Return whether a signal has stopped it (SIGSTOP)."""
+        import psutil
+
+        try:
+            return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        except psutil.NoSuchProcess:
+            return False
+
     def send(self, number: int) -> None:
         """Send it a signal, if it still runs."""
         if self.is_running():
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended in between
+                os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 120) -> Outcome:
+    def wait(self, timeout: float = 600) -> Outcome:
         """Wait for its end; a negative code is the signal that ended it."""
         self._process.join(timeout)
         if self._process.exitcode is None:
@@ -68,8 +83,7 @@ class Forked:
             raise AssertionError(f"it did not end within {timeout} s:\n{self.err}")
         code = self._process.exitcode
         self._process.close()
-        out = (self._folder / "stdout").read_text(encoding="utf-8")
-        return Outcome(code, out, self.err)
+        return Outcome(code, self._written("stdout"), self.err)
 
 
 class ForkServer:
@@ -119,7 +133,7 @@ class ForkServer:
         self,
         *arguments: object,
         fault: Fault | None = None,
-        timeout: float = 120,
+        timeout: float = 600,
         **environment: str,
     ) -> Outcome:
         """Run a lorafit command to its end."""

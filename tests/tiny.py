@@ -91,6 +91,11 @@ def colour_rows(count: int) -> list[dict[str, str]]:
     ]
 
 
+def count_supervised(labels: Any) -> int:
+    """Return the number of targets in labels [rows, tokens]: the first column predicts nothing."""
+    return int((labels[:, 1:] != -100).sum())
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     """Write one JSON value a line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorafit.cli import console
-from lorafit.cli.completion import complete_runs
 from lorafit.cli.inference import resolve_inference
+from lorafit.cli.options import (
+    AdapterInsteadOfRun,
+    OptionalRun,
+    Temperature,
+    TopP,
+    flags_of,
+    refuse_empty,
+)
 from lorafit.cli.settings_flags import RunChoices
 from lorafit.errors import UsageError
 from lorafit.text import excerpt, nearest, visible_text
@@ -30,15 +37,8 @@ _WORDS = ("/adapter", "/reset", "/quit", "/help")
 
 
 def command(
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN", help="Output folder of a `lorafit train`.", autocompletion=complete_runs
-        ),
-    ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Adapter folder, instead of RUN.", metavar="DIR")
-    ] = None,
+    run: OptionalRun = None,
+    adapter: AdapterInsteadOfRun = None,
     model: Annotated[
         str | None, typer.Option(help="Base or merged model, if not the run's.", metavar="TEXT")
     ] = None,
@@ -49,12 +49,8 @@ def command(
     max_new_tokens: Annotated[
         int, typer.Option(help="Tokens an answer may take.", min=1, max=32_768)
     ] = 256,
-    temperature: Annotated[
-        float, typer.Option(help="0: always the likeliest token.", min=0.0, max=5.0)
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Probability mass sampled from.", min=0.01, max=1.0)
-    ] = 1.0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     device: Annotated[
         str | None, typer.Option(help="cuda, mps, cpu, cuda:1; auto.", metavar="NAME")
     ] = None,
@@ -69,11 +65,7 @@ def command(
       echo "Why is the sky blue?" | lorafit chat outputs/first
     """
     folder = _adapter_of(run, adapter, model)
-    flags: dict[str, str | bool] = {
-        name: value
-        for name, value in (("model", model), ("chat_template", chat_template), ("device", device))
-        if value is not None
-    }
+    flags = flags_of(model=model, chat_template=chat_template, device=device)
     resolved, found, path = resolve_inference(RunChoices(flags=flags), folder)
     from lorafit.evaluation.generation import Sampling
     from lorafit.evaluation.loading import load_for_inference
@@ -93,9 +85,8 @@ def command(
 
 
 def _adapter_of(run: str | None, adapter: str | None, model: str | None) -> str | None:
-    for name, value in (("RUN", run), ("--adapter", adapter), ("--model", model)):
-        if value == "":
-            raise UsageError(f"{name} is empty", hint="lorafit chat outputs/first")
+    given = {"RUN": run, "--adapter": adapter, "--model": model}
+    refuse_empty(given, hint="lorafit chat outputs/first")
     if run is not None and adapter is not None:
         raise UsageError("RUN and --adapter are both given", hint="name one of the two")
     if run is None and adapter is None and model is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorafit.cli import console
+from lorafit.cli.options import Json, refuse_empty
 from lorafit.cli.settings_flags import RunChoices, with_settings
 
 if TYPE_CHECKING:
@@ -13,12 +14,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-
 
 @app.command()
 @with_settings
-def show(*, choices: RunChoices, as_json: _Json = False) -> None:
+def show(*, choices: RunChoices, as_json: Json = False) -> None:
     """Show every setting with its value and where the value comes from.
 
     Example: lorafit config show --preset balanced learning_rate=1e-4
@@ -62,7 +61,7 @@ def validate(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="Settings or preset: YAML, JSON or TOML.")
     ],
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Check a settings file or a preset, and name everything that is wrong with it.
 
@@ -139,7 +138,7 @@ def convert(
             min=1, max=4096, help="Processes it was run with: their effective batch is kept."
         ),
     ] = 1,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Rewrite a configuration of another tool as settings for --config. Nothing in it is run.
 
@@ -154,9 +153,8 @@ def convert(
     from lorafit.config.convert.write import render_config, write_config
     from lorafit.errors import UsageError
 
-    for name, value in (("FILE", file), ("--output", output), ("--from", kind)):
-        if value is not None and not value.strip():
-            raise UsageError(f"{name} is empty", hint="lorafit config convert train.py")
+    given = {"FILE": file, "--output": output, "--from": kind}
+    refuse_empty(given, hint="lorafit config convert train.py")
     chosen = next((known for known in KIND_NAMES if known == kind), None)
     if kind is not None and chosen is None:
         hint = f"one of {', '.join(KIND_NAMES)}"
@@ -169,7 +167,7 @@ def convert(
 
 
 @app.command()
-def groups(as_json: _Json = False) -> None:
+def groups(as_json: Json = False) -> None:
     """List the config groups: `training=aggressive` chooses a named set of settings.
 
     Example: lorafit config groups
@@ -198,7 +196,7 @@ def groups(as_json: _Json = False) -> None:
 
 
 @app.command()
-def aliases(as_json: _Json = False) -> None:
+def aliases(as_json: Json = False) -> None:
     """List the other names that settings are accepted under, and the names of sections.
 
     Example: lorafit config aliases

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from lorafit.errors import LorafitError
+from lorafit.errors import ExitCode, LorafitError
 from lorafit.text import escape_control, hide_secrets
 
 
@@ -101,7 +101,10 @@ def warn(text: str) -> None:
 def error(failure: LorafitError) -> None:
     """Print an error and its hint to stderr; the exit code alone tells it if that is gone."""
     with contextlib.suppress(OSError, SystemExit):
-        _err.print(_labelled("error", str(failure), "bold red"), soft_wrap=True)
+        # A run that was asked to stop, and did so with its state saved, is no error.
+        is_stop = failure.exit_code == ExitCode.INTERRUPTED_SAVED
+        label, style = ("stopped", "bold yellow") if is_stop else ("error", "bold red")
+        _err.print(_labelled(label, str(failure), style), soft_wrap=True)
         if failure.hint:
             _err.print(_labelled("hint", failure.hint, "cyan"), soft_wrap=True)
 

@@ -1,6 +1,5 @@
 """What `lorafit config convert` tells: the settings on stdout, the account of them on stderr."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,7 +8,7 @@ from lorafit.cli import console
 from lorafit.config.convert.dialects import KIND_NAMES
 from lorafit.config.convert.translate import Conversion, Remark
 from lorafit.config.schema import SCHEMA_VERSION
-from lorafit.text import escape_control
+from lorafit.text import escape_control, shell_word
 
 
 def show_conversion(
@@ -36,7 +35,7 @@ def show_conversion(
         f"{len(conversion.kept)} need nothing, {len(conversion.lost)} not carried over"
     )
     if output is not None:
-        shown = escape_control(shlex.quote(output))
+        shown = shell_word(output)
         console.say(f"written: {shown}")
         console.say(f"next: lorafit train --config {shown} --data FILE --dry-run")
 

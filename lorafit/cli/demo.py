@@ -7,6 +7,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lorafit.cli import console
+from lorafit.cli.options import Json
 from lorafit.cli.tables import plain_table
 from lorafit.errors import UsageError
 from lorafit.units import format_duration
@@ -22,7 +23,7 @@ def command(
     output_dir: Annotated[
         str, typer.Option(help="Folder of the run.", metavar="DIR")
     ] = "outputs/demo",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a tiny model here and now, and compare it before and after.
 

@@ -4,8 +4,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorafit.cli import console
+from lorafit.cli.options import Json
+
 if TYPE_CHECKING:
     from lorafit.doctor.probe import Probe
+    from lorafit.doctor.question import Question
     from lorafit.doctor.report import DoctorReport, Finding, Recommended
 
 _ASKED_SECONDS = 60.0
@@ -14,60 +18,71 @@ _PLAIN_SECONDS = 10.0
 _ASKED_PANEL = "What else to check"
 
 
+Checks = Annotated[
+    list[str] | None,
+    typer.Option("--check", metavar="ID", help="Run this check or group only; repeatable."),
+]
+ListChecks = Annotated[bool, typer.Option("--list", help="List the checks; run none.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Warnings fail too: exit 1.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        min=1,
+        max=3600,
+        help="Seconds for all checks together. [dim]\\[10; 60 with a preset, model or data; "
+        "300 with --deep][/dim]",
+    ),
+]
+Device = Annotated[
+    str, typer.Option("--device", help="Device to check: auto, cuda, cuda:1, mps or cpu.")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="Also trace this preset on this machine.",
+        metavar="NAME",
+        rich_help_panel=_ASKED_PANEL,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Also check this model's files, hashes and tokenizer.",
+        metavar="FOLDER|ID",
+        rich_help_panel=_ASKED_PANEL,
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Also read this training data and count it.",
+        metavar="FILE",
+        rich_help_panel=_ASKED_PANEL,
+    ),
+]
+Deep = Annotated[
+    bool,
+    typer.Option(
+        "--deep",
+        help="Also train, kill and resume a tiny model, trace the presets, read every weight, "
+        "and contact the hub.",
+        rich_help_panel=_ASKED_PANEL,
+    ),
+]
+
+
 def command(
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    check: Annotated[
-        list[str] | None,
-        typer.Option("--check", metavar="ID", help="Run this check or group only; repeatable."),
-    ] = None,
-    list_checks: Annotated[bool, typer.Option("--list", help="List the checks; run none.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too: exit 1.")] = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout",
-            min=1,
-            max=3600,
-            help="Seconds for all checks together. [dim]\\[10; 60 with a preset, model or data; "
-            "300 with --deep][/dim]",
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option("--device", help="Device to check: auto, cuda, cuda:1, mps or cpu.")
-    ] = "auto",
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Also trace this preset on this machine.",
-            metavar="NAME",
-            rich_help_panel=_ASKED_PANEL,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Also check this model's files, hashes and tokenizer.",
-            metavar="FOLDER|ID",
-            rich_help_panel=_ASKED_PANEL,
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Also read this training data and count it.",
-            metavar="FILE",
-            rich_help_panel=_ASKED_PANEL,
-        ),
-    ] = None,
-    deep: Annotated[
-        bool,
-        typer.Option(
-            "--deep",
-            help="Also train, kill and resume a tiny model, trace the presets, read every weight, "
-            "and contact the hub.",
-            rich_help_panel=_ASKED_PANEL,
-        ),
-    ] = False,
+    as_json: Json = False,
+    check: Checks = None,
+    list_checks: ListChecks = False,
+    strict: Strict = False,
+    timeout: Timeout = None,
+    device: Device = "auto",
+    preset: Preset = None,
+    model: Model = None,
+    data: Data = None,
+    deep: Deep = False,
 ) -> None:
     """Check this machine, and say how to fix what is wrong.
 
@@ -82,7 +97,6 @@ def command(
 
       lorafit doctor --deep --json > doctor.json
     """
-    from lorafit.cli import console
     from lorafit.doctor.check import select_checks
     from lorafit.doctor.probe import Probe
     from lorafit.doctor.question import Question
@@ -98,18 +112,23 @@ def command(
         for entry in checks:
             console.out(f"{entry.id:<18} {entry.group}: {entry.title}")
         return
-    if timeout is None:
-        is_asked = any((preset, model, data))
-        timeout = _DEEP_SECONDS if deep else _ASKED_SECONDS if is_asked else _PLAIN_SECONDS
-    probe = Probe(requested_device=device, timeout_seconds=timeout, question=question)
+    seconds = _default_seconds(question) if timeout is None else timeout
+    probe = Probe(requested_device=device, timeout_seconds=seconds, question=question)
     findings = run_checks(checks, probe)
     report = make_report(findings, _recommend(probe, findings))
-    if json:
+    if as_json:
         console.print_json(report.model_dump(mode="json"))
     else:
         _print(report)
     if report.has_failed(strict=strict):
         raise typer.Exit(1)
+
+
+def _default_seconds(question: "Question") -> float:
+    if question.is_deep:
+        return _DEEP_SECONDS
+    is_asked = any((question.preset, question.model, question.data))
+    return _ASKED_SECONDS if is_asked else _PLAIN_SECONDS
 
 
 def _verify(preset: str | None) -> None:
@@ -140,7 +159,6 @@ def _recommend(probe: "Probe", findings: "list[Finding]") -> "Recommended":
 
 
 def _print(report: "DoctorReport") -> None:
-    from lorafit.cli import console
     from lorafit.doctor.text import report_lines
 
     stdout = console.stdout_console()

@@ -1,5 +1,7 @@
 """`lorafit evaluate`: loss and perplexity; accuracy and macro-F1 where rows have labels."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,7 +9,9 @@ import typer
 from rich.progress import Progress
 
 from lorafit.cli import console
+from lorafit.cli.data_progress import shown_data_progress
 from lorafit.cli.inference import resolve_inference
+from lorafit.cli.options import Json
 from lorafit.cli.settings_flags import RunChoices, with_settings
 from lorafit.cli.tables import plain_table
 from lorafit.errors import UsageError
@@ -33,7 +37,7 @@ def command(
     answers: Annotated[
         str | None, typer.Option(help="Write every answer to this JSONL file.", metavar="FILE")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure a base model or an adapter on a data set.
 
@@ -58,29 +62,38 @@ def command(
     # it is there at all is asked before the model, which may have to be downloaded.
     resolve_source(settings.data, settings.data_split)
     tokenizer = tokenizer_of(locate_model(settings.model, settings.revision, need_weights=False))
-    source = load_source(settings.data, settings, tokenizer)
-    labelled = all(record.label is not None for record in source.dataset.records)
+    with shown_data_progress() as tell:
+        source = load_source(settings.data, settings, tokenizer, tell)
     loaded = load_for_inference(settings, device, folder)
-    with Progress(console=console.stderr_console(), transient=True) as bar:
-        task = bar.add_task("evaluating")
-
-        def show(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
+    with _shown_progress() as progress:
         outcome = evaluate_dataset(
             loaded,
             source.dataset,
             settings=settings,
-            labelled=labelled,
+            labelled=source.is_labelled,
             batch_size=settings.per_device_eval_batch_size or settings.per_device_train_batch_size,
             max_new_tokens=max_new_tokens,
-            progress=show,
+            progress=progress,
         )
     if answer_file is not None:
         _write_answers(answer_file, outcome)
     if as_json:
         console.print_json(_document(outcome, settings.model, folder, settings.data))
-        return
+    else:
+        _show(outcome)
+
+
+@contextlib.contextmanager
+def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Context in which a bar shows the stages, what of each is done, and its total."""
+    with Progress(console=console.stderr_console(), transient=True) as bar:
+        task = bar.add_task("evaluating")
+        yield lambda stage, done, total: bar.update(
+            task, description=stage, completed=done, total=total
+        )
+
+
+def _show(outcome: "Evaluation") -> None:
     loss = outcome.loss
     console.out(
         f"loss {loss.loss:.4f}  perplexity {loss.perplexity:.4g}  "

@@ -1,7 +1,6 @@
 """`lorafit generate`: a prompt or a file of prompts in, text out."""
 
 import json
-import re
 import stat
 import sys
 from pathlib import Path
@@ -11,14 +10,14 @@ import typer
 
 from lorafit.cli import console
 from lorafit.cli.inference import resolve_inference
+from lorafit.cli.options import Json, Temperature, TopP
 from lorafit.cli.settings_flags import RunChoices, with_settings
 from lorafit.errors import InputError, UsageError
-from lorafit.text import escape_control, excerpt, is_unicode
+from lorafit.text import excerpt, is_unicode, visible_text
 from lorafit.units import MIB, format_bytes
 
 SCHEMA_VERSION = 1
 _MAX_PROMPT_BYTES = 16 * MIB
-_PARTS = re.compile(r"([\n\t])")
 
 
 @with_settings
@@ -42,13 +41,9 @@ def command(
     max_new_tokens: Annotated[
         int, typer.Option(help="Tokens a text may take.", min=1, max=32_768)
     ] = 128,
-    temperature: Annotated[
-        float, typer.Option(help="0: always the likeliest token.", min=0.0, max=5.0)
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Probability mass sampled from.", min=0.01, max=1.0)
-    ] = 1.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    as_json: Json = False,
 ) -> None:
     """Continue prompts with a base model or an adapter.
 
@@ -84,10 +79,7 @@ def command(
 
 def _shown(text: str) -> str:
     """Return a text as it is for programs; for a terminal, without what would steer it."""
-    if not sys.stdout.isatty():
-        return text
-    # Line ends and tabs are text.
-    return "".join(part if part in "\n\t" else escape_control(part) for part in _PARTS.split(text))
+    return visible_text(text) if sys.stdout.isatty() else text
 
 
 def _collect_prompts(texts: list[str], file: str | None) -> list[str]:

@@ -88,7 +88,7 @@ class LiveState:
 
 
 def render_state(state: LiveState, width: int) -> RenderableType:
-    """Return the panel, for a terminal of `width` columns."""
+    """Return the panel, `width` columns wide."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
@@ -101,7 +101,7 @@ def render_state(state: LiveState, width: int) -> RenderableType:
         table.add_row("memory", _memory(state, state.last))
     if state.sample:
         table.add_row("wrote", Text(state.sample, overflow="ellipsis", no_wrap=True))
-    return Panel(table, title=state.activity, title_align="left", border_style="cyan")
+    return Panel(table, title=state.activity, title_align="left", border_style="cyan", width=width)
 
 
 def _progress(state: LiveState, width: int) -> RenderableType:

@@ -85,8 +85,10 @@ def _global_options(
 
 def _register(app: typer.Typer, entry: Command) -> None:
     from lorafit.cli.help_text import help_of
+    from lorafit.model.libraries import quick_imports
 
-    module = importlib.import_module(f"lorafit.cli.{entry.module}")
+    with quick_imports():
+        module = importlib.import_module(f"lorafit.cli.{entry.module}")
     if hasattr(module, "app"):
         for command in module.app.registered_commands:
             command.help = command.help or help_of(command.callback)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from lorafit.text import shell_word
+
 NEXT_STEPS = {
     "doctor": "lorafit demo, or lorafit train --preset balanced --data FILE --dry-run",
     "estimate-memory": "lorafit train with the same flags, --data FILE and --dry-run",
@@ -14,7 +16,7 @@ NEXT_STEPS = {
     "checkpoints verify": "lorafit train with the flags of the run goes on from it",
     "checkpoints prune": "lorafit checkpoints list RUN",
     "checkpoints diff": "lorafit evaluate --adapter FOLDER --data FILE",
-    "data inspect": "lorafit train --preset balanced --data FILE --dry-run",
+    "data inspect": "lorafit train --preset balanced --dry-run --data FILE",
     "presets show": "lorafit train --preset NAME --data FILE --dry-run",
     "presets diff": "lorafit estimate-memory --compare A,B",
     "config show": "lorafit train with the same flags, --data FILE and --dry-run",
@@ -24,6 +26,7 @@ NEXT_STEPS = {
 }
 """Only where a command succeeds, and not where it printed JSON or help."""
 
+_SWITCHES = frozenset({"--train-on-prompt", "--no-train-on-prompt"})
 _SILENT = frozenset({"--json", "--help", "--version", "--install-completion", "--show-completion"})
 
 
@@ -32,6 +35,27 @@ def next_step(arguments: Sequence[str]) -> str | None:
     if _SILENT & set(arguments):
         return None
     if arguments[:1] == ["train"] and "--dry-run" in arguments:
-        return "the same command without --dry-run"
+        is_elsewhere = any(word.partition("=")[0] == "--hardware" for word in arguments)
+        place = "on that machine, the same command without --hardware and" if is_elsewhere else ""
+        return f"{place or 'the same command without'} --dry-run"
+    if list(arguments[:2]) == ["data", "inspect"]:
+        return NEXT_STEPS["data inspect"].replace("--data FILE", _data_flags(arguments[2:]))
     words = [word for word in arguments if not word.startswith("-")]
     return NEXT_STEPS.get(" ".join(words[:2])) or NEXT_STEPS.get(" ".join(words[:1]))
+
+
+def _data_flags(arguments: Sequence[str]) -> str:
+    """Return the flags of `train` for what was inspected: the rows, and all that reads them."""
+    flags, rows = [], "FILE"
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            rows = word
+        elif name == "--show-mask":
+            value = value or next(words, "")
+        elif name in _SWITCHES:
+            flags.append(name)
+        else:
+            flags += [name, shell_word(value if equals else next(words, ""))]
+    return " ".join(["--data", shell_word(rows), *flags])

@@ -6,13 +6,13 @@ import typer
 
 from lorafit.cli import console
 from lorafit.cli.completion import complete_hardware, complete_presets
+from lorafit.cli.options import Json, flags_of, refuse_empty
 
 if TYPE_CHECKING:
     from lorafit.config.presets import Preset
 
 app = typer.Typer(no_args_is_help=True)
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 _Name = Annotated[
     str,
     typer.Argument(
@@ -22,7 +22,7 @@ _Name = Annotated[
 
 
 @app.command("list")
-def list_command(as_json: _Json = False) -> None:
+def list_command(as_json: Json = False) -> None:
     """List the shipped presets and the devices that each has a row for.
 
     Example: lorafit presets list
@@ -48,7 +48,7 @@ def list_command(as_json: _Json = False) -> None:
 
 
 @app.command()
-def show(name: _Name, as_json: _Json = False) -> None:
+def show(name: _Name, as_json: Json = False) -> None:
     """Show a preset: its settings and its rows by device.
 
     Example: lorafit presets show balanced
@@ -96,7 +96,7 @@ def diff(
             autocompletion=complete_hardware,
         ),
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Show what two presets set differently: in all rows, or on one device.
 
@@ -147,7 +147,7 @@ def recommend(
     fast: Annotated[
         bool, typer.Option("--fast", help="Estimate by the closed form, some per cent off.")
     ] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Recommend a QLoRA preset for a situation, with the memory it takes on a device.
 
@@ -160,14 +160,12 @@ def recommend(
     from lorafit.cli.recommend import recommendation_document, show_recommendation
     from lorafit.cli.settings_flags import RunChoices
     from lorafit.config.situations import find_situation
-    from lorafit.errors import ExitCode, UsageError
+    from lorafit.errors import ExitCode
 
-    for name, value in (("situation", situation), ("hardware", hardware), ("model", model)):
-        if value is not None and not value.strip():
-            raise UsageError(f"--{name} is empty", hint="lorafit presets recommend --help")
+    given = {"--situation": situation, "--hardware": hardware, "--model": model}
+    refuse_empty(given, hint="lorafit presets recommend --help")
     chosen = find_situation(situation)
-    flags: dict[str, str | bool] = {} if model is None else {"model": model}
-    choices = RunChoices(hardware=hardware, flags=flags)
+    choices = RunChoices(hardware=hardware, flags=flags_of(model=model))
     _, device = choices.resolve()
     found = find(chosen, choices, Options(fast=fast))
     if as_json:

@@ -63,7 +63,8 @@ class TerminalProgress:
             self._live.start()
 
     def _render(self) -> RenderableType:
-        return render_state(self._state, self._console.width)
+        # Two columns stay free: an echoed ^C would wrap, and leave a line of the panel behind.
+        return render_state(self._state, max(20, self._console.width - 2))
 
     def on_step(self, record: StepRecord) -> None:
         """Take up the step; print a line at every logging step and every validation."""

@@ -7,6 +7,7 @@ import typer
 
 from lorafit.cli import console
 from lorafit.cli.completion import complete_runs
+from lorafit.cli.options import Json
 from lorafit.errors import UsageError
 from lorafit.text import escape_control
 
@@ -34,7 +35,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a run's report, or compare several runs: curves, results, settings that differ.
 

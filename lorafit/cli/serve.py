@@ -6,16 +6,11 @@ from typing import Annotated
 import typer
 
 from lorafit.cli import console
-from lorafit.cli.completion import complete_runs
+from lorafit.cli.options import RUN_ARGUMENT
 
 
 def command(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN", help="Output folder of a `lorafit train`.", autocompletion=complete_runs
-        ),
-    ],
+    run: Annotated[str, RUN_ARGUMENT],
     port: Annotated[
         int, typer.Option(help="Port on this machine; 0: any free one.", min=0, max=65_535)
     ] = 0,

@@ -164,7 +164,7 @@ def _flag_parameter(name: str) -> inspect.Parameter:
         flags = [f"{flag}/--no-{flag[2:]}" for flag in flags]
     info = typer.Option(
         *flags,
-        help=f"{field_info.description} [dim]\\[{_show(field_info.default)}][/dim]",
+        help=f"{_plain(field_info.description)} [dim]\\[{_show(field_info.default)}][/dim]",
         metavar=None if is_switch else _metavar(field_info.annotation),
         rich_help_panel=setting_group(name),
         show_default=False,
@@ -173,9 +173,16 @@ def _flag_parameter(name: str) -> inspect.Parameter:
     return _parameter(name, bool | None if is_switch else str | None, info)
 
 
+def _plain(description: str | None) -> str:
+    # Help is markup: `lorafit[wandb]` would lose its bracket.
+    return (description or "").replace("[", "\\[")
+
+
 def _show(default: Any) -> str:
     if default is None or default == ():
         return "none"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
     if isinstance(default, bool):
         return "on" if default else "off"
     return f"{default:g}" if isinstance(default, float) else str(default)

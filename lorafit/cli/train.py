@@ -1,14 +1,14 @@
 """`lorafit train`: plan, show the plan, train, say what to do next."""
 
 import os
-import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from lorafit.cli import console
+from lorafit.cli.data_progress import shown_data_progress
 from lorafit.cli.launch import (
     Launch,
     MachineRank,
@@ -23,90 +23,54 @@ from lorafit.cli.launch import (
     without_launch_options,
 )
 from lorafit.cli.log_level import set_log_level, verify_log_level
-from lorafit.cli.one_voice import one_voice
+from lorafit.cli.one_voice import Voice, one_voice
 from lorafit.cli.settings_flags import RunChoices, with_settings
+from lorafit.cli.train_options import (
+    AllowMismatch,
+    AllowOomAttempt,
+    DryRun,
+    Extend,
+    Fit,
+    Gpus,
+    ImportHfCheckpoint,
+    JsonAtEnd,
+    LogLevel,
+    Resume,
+)
+from lorafit.cli.train_view import end_dry_run, say_import, say_result
 from lorafit.config.extension import parse_length, with_length
-from lorafit.errors import ConfigError, LorafitError, MemoryFitError, Problem, UsageError
-from lorafit.hardware.processes import processes_of
+from lorafit.errors import ConfigError, LorafitError, Problem, UsageError
+from lorafit.hardware.processes import Processes, processes_of
 from lorafit.hardware.visible import show_only
-from lorafit.text import escape_control
-from lorafit.units import format_bytes
 
 if TYPE_CHECKING:
     from lorafit.config.extension import ScheduleChange
+    from lorafit.config.layers import Resolved
+    from lorafit.hardware.info import DeviceInfo
+    from lorafit.training.folder import ResumeChoice
     from lorafit.training.plan import RunPlan
-
-SCHEMA_VERSION = 1
+    from lorafit.training.run import RunResult
 
 
 @with_settings
 def command(
     context: typer.Context,
     choices: RunChoices,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan; load no weights, train nothing.")
-    ] = False,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            help="Checkpoint folder to continue from, or auto. An unfinished run in --output-dir "
-            "is continued without this.",
-            metavar="auto|FOLDER",
-        ),
-    ] = None,
-    extend: Annotated[
-        str | None,
-        typer.Option(
-            help="Make the run in --output-dir this long in all and continue it; shows first what "
-            "that does to the learning rate.",
-            metavar="5epochs|900steps",
-        ),
-    ] = None,
-    allow_mismatch: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Continue although this fact of the run differs now, such as learning_rate; may "
-            "be repeated.",
-            metavar="NAME",
-        ),
-    ] = None,
-    gpus: Annotated[
-        str | None,
-        typer.Option(
-            help="GPUs to use, counted from 0; several are one process each.", metavar="0,1"
-        ),
-    ] = None,
+    dry_run: DryRun = False,
+    resume: Resume = None,
+    extend: Extend = None,
+    import_hf_checkpoint: ImportHfCheckpoint = None,
+    allow_mismatch: AllowMismatch = None,
+    gpus: Gpus = None,
     num_processes: NumProcesses = None,
     num_machines: NumMachines = None,
     machine_rank: MachineRank = None,
     main_process_ip: MainProcessIp = None,
     main_process_port: MainProcessPort = None,
-    fit: Annotated[
-        bool,
-        typer.Option(
-            "--fit",
-            help="Choose micro-batch and checkpointing: the fastest that fit, same effective "
-            "batch. --preset auto is the defaults with --fit.",
-        ),
-    ] = False,
-    allow_oom_attempt: Annotated[
-        bool,
-        typer.Option(
-            "--allow-oom-attempt", help="Train even though the estimate says it will not fit."
-        ),
-    ] = False,
-    log_level: Annotated[
-        str,
-        typer.Option(
-            "--log-level",
-            help="How much is told: warning (notes only), info, or debug (every step, and what "
-            "the libraries say).",
-            metavar="warning|info|debug",
-        ),
-    ] = "info",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document to stdout at the end.")
-    ] = False,
+    fit: Fit = False,
+    allow_oom_attempt: AllowOomAttempt = False,
+    log_level: LogLevel = "info",
+    as_json: JsonAtEnd = False,
 ) -> None:
     """Train a LoRA adapter.
 
@@ -119,8 +83,7 @@ def command(
 
       lorafit train --preset balanced --data my.jsonl --num-processes 4
     """
-    if resume == "":
-        raise UsageError("--resume is empty", hint="--resume auto, or a checkpoint folder")
+    _refuse_contradictions(resume, extend, import_hf_checkpoint)
     verify_log_level(log_level)
     if choices.preset == "auto":
         choices, fit = replace(choices, preset=None), True
@@ -132,84 +95,42 @@ def command(
     if launch is not None and not dry_run:
         verify_launch(launch, *choices.resolve())
         raise typer.Exit(_launch(launch, context.obj))
-    num_devices = launch.size if launch is not None else here.size
     with one_voice(here) as voice:
-        resolved, device = choices.resolve()
-        device = device_of(here, resolved, device)
-        if extend is not None:
-            resolved = with_length(resolved, parse_length(extend))
-        if not device.detected and not dry_run:
-            raise UsageError(
-                f"--hardware {choices.hardware} plans for a machine that is not here",
-                hint="add --dry-run to see the plan for it, or leave --hardware out to train here",
-            )
-        from lorafit.cli.plan_view import render_change, render_plan
-        from lorafit.model.libraries import prepare_libraries
-        from lorafit.training.output import check_output_folder, require_checkpoint_folder
-        from lorafit.training.plan import plan_run
-
+        resolved, device = _resolve(choices, here, extend, dry_run=dry_run)
         if not dry_run:
-            check_output_folder(resolved.settings)
-            require_checkpoint_folder(resume)
-        try:
-            prepare_libraries()
-            plan = plan_run(
-                resolved,
-                device,
-                fit=fit,
-                allow_oom_attempt=allow_oom_attempt,
-                num_devices=num_devices,
-            )
-        except ConfigError as failure:
-            raise _with_origins(failure, resolved) from None
-        # Imports torch, which plan_run does too, but only after it has found quick mistakes.
-        from lorafit.training.folder import ResumeChoice, find_start, schedule_change
-
-        console.say(render_plan(plan))
-        for warning in plan.warnings:
-            console.warn(warning)
-        choice = ResumeChoice(resume, extend is not None, tuple(allow_mismatch or ()))
-        change = schedule_change(plan, find_start(plan, choice)) if choice.extends else None
-        if change is not None:
-            console.say()
-            console.say(render_change(change))
-        if dry_run:
-            _end_dry_run(plan, change, as_json)
-            return
-
-        from lorafit.cli.progress import TerminalProgress, gauge_of
-        from lorafit.training.distributed import open_world
-        from lorafit.training.follower import follow_training
-        from lorafit.training.run import run_training
-
-        console.say()
-        terminal = console.stderr_console()
-        progress = TerminalProgress(
-            terminal,
-            plan.settings.logging_steps,
-            gauge=gauge_of(plan) if terminal.is_terminal else None,
-            run_dir=Path(plan.settings.output_dir),
-            level=set_log_level(log_level),
+            _check_folders(resolved, resume)
+        plan = _plan(
+            resolved,
+            device,
+            fit=fit,
+            allow_oom_attempt=allow_oom_attempt,
+            num_devices=here.size if launch is None else launch.size,
         )
-        if here.size > 1:
-            show_only(plan.device)
-        with open_world(here, plan.device.kind, plan.settings.ddp_timeout) as world:
-            voice.has_joined = True
-            if not world.is_main:
-                follow_training(plan, world)
-                return
-            result = run_training(plan, resume=choice, observers=[progress], world=world)
-        _say_summary(result)
-        if as_json:
-            console.print_json(
-                {
-                    "schema_version": SCHEMA_VERSION,
-                    "status": "completed",
-                    "run_dir": str(result.run_dir),
-                    "adapter": str(result.adapter),
-                    **result.results,
-                }
-            )
+        # Imports torch, which planning does too, but only after it has found quick mistakes.
+        from lorafit.training.folder import ResumeChoice
+
+        choice = ResumeChoice(
+            resume, extend is not None, tuple(allow_mismatch or ()), import_hf_checkpoint
+        )
+        change = _show(plan, choice)
+        if dry_run:
+            end_dry_run(plan, change, as_json=as_json)
+            return
+        result = _train(plan, choice, here, voice, log_level)
+        if result is not None:
+            say_result(result, as_json=as_json)
+
+
+def _refuse_contradictions(
+    resume: str | None, extend: str | None, import_hf_checkpoint: Path | None
+) -> None:
+    if resume == "":
+        raise UsageError("--resume is empty", hint="--resume auto, or a checkpoint folder")
+    if import_hf_checkpoint is not None and (resume or extend):
+        raise UsageError(
+            "--import-hf-checkpoint begins a new run, and --resume and --extend continue one",
+            hint="leave one of them out; the same command goes on after an interruption",
+        )
 
 
 def _launch(launch: Launch, arguments: list[str]) -> int:
@@ -219,18 +140,57 @@ def _launch(launch: Launch, arguments: list[str]) -> int:
     return run_processes(launch, without_launch_options(arguments))
 
 
-def _end_dry_run(plan: "RunPlan", change: "ScheduleChange | None", as_json: bool) -> None:
-    if as_json:
-        document = {"schema_version": SCHEMA_VERSION, "status": "planned", **plan.as_dict()}
-        if change is not None:
-            document["extension"] = change.as_dict()
-        console.print_json({**document, "settings": plan.settings.model_dump(mode="json")})
+def _resolve(
+    choices: RunChoices, here: Processes, extend: str | None, *, dry_run: bool
+) -> "tuple[Resolved, DeviceInfo]":
+    """Return the settings of the run and the device of this process."""
+    resolved, device = choices.resolve()
+    device = device_of(here, resolved, device)
+    if extend is not None:
+        resolved = with_length(resolved, parse_length(extend))
+    if not device.detected and not dry_run:
+        raise UsageError(
+            f"--hardware {choices.hardware} plans for a machine that is not here",
+            hint="add --dry-run to see the plan for it, or leave --hardware out to train here",
+        )
+    return resolved, device
+
+
+def _check_folders(resolved: "Resolved", resume: str | None) -> None:
+    """Refuse folders that cannot be used before planning takes its seconds."""
+    from lorafit.training.output import check_output_folder, require_checkpoint_folder
+
+    check_output_folder(resolved.settings)
+    require_checkpoint_folder(resume)
+
+
+def _plan(
+    resolved: "Resolved",
+    device: "DeviceInfo",
+    *,
+    fit: bool,
+    allow_oom_attempt: bool,
+    num_devices: int,
+) -> "RunPlan":
+    """Return the plan; what is wrong with a setting is told with the setting's origin."""
+    from lorafit.model.libraries import prepare_libraries, quick_imports
+
+    with quick_imports():
+        from lorafit.training.plan import plan_run
+
     try:
-        plan.require_fit()
-    except MemoryFitError as refusal:
-        console.warn(f"train would refuse: {refusal}")
-        console.say(str(refusal.hint))
-    console.say("dry run: nothing was trained")
+        prepare_libraries()
+        with shown_data_progress() as tell:
+            return plan_run(
+                resolved,
+                device,
+                fit=fit,
+                allow_oom_attempt=allow_oom_attempt,
+                num_devices=num_devices,
+                tell=tell,
+            )
+    except ConfigError as failure:
+        raise _with_origins(failure, resolved) from None
 
 
 def _with_origins(failure: ConfigError, resolved: Any) -> LorafitError:
@@ -244,48 +204,46 @@ def _with_origins(failure: ConfigError, resolved: Any) -> LorafitError:
     return ConfigError(problems, exit_code=failure.exit_code)
 
 
-def _say_summary(result: Any) -> None:
-    figures = result.results
+def _show(plan: "RunPlan", choice: "ResumeChoice") -> "ScheduleChange | None":
+    """Show the plan and what becomes of an earlier run; return how a longer run changes it."""
+    from lorafit.cli.plan_view import render_change, render_plan
+    from lorafit.training.folder import find_start, schedule_change
+
+    console.say(render_plan(plan))
+    for warning in plan.warnings:
+        console.warn(warning)
+    change = schedule_change(plan, find_start(plan, choice)) if choice.extends else None
+    if change is not None:
+        console.say()
+        console.say(render_change(change))
+    if choice.imports is not None:
+        say_import(plan, choice)
+    return change
+
+
+def _train(
+    plan: "RunPlan", choice: "ResumeChoice", here: Processes, voice: Voice, log_level: str
+) -> "RunResult | None":
+    """Train as one of the run's processes; return the result in the first of them."""
+    from lorafit.cli.progress import TerminalProgress, gauge_of
+    from lorafit.training.distributed import open_world
+    from lorafit.training.follower import follow_training
+    from lorafit.training.run import run_training
+
     console.say()
-    if result.was_complete:
-        console.say(f"already complete at step {figures.get('steps')}: nothing was done")
-    elif figures["first_loss"] is None:
-        console.say(f"done: all steps were taken before; the adapter is of step "
-                    f"{figures['adapter_step']}")  # fmt: skip
-    else:
-        loss = f"loss {figures['first_loss']:.4f} -> {figures['final_loss']:.4f}"
-        if figures["validation_loss"] is not None:
-            loss += f", validation {figures['validation_loss']:.4f}"
-        if "final_reward" in figures:
-            loss += f", reward {figures['first_reward']:.4f} -> {figures['final_reward']:.4f}"
-        console.say(f"done: {figures['steps']} steps, {loss}")
-        console.say(
-            f"{figures['tokens']:,} tokens at {figures['tokens_per_second']:,.0f} a second, "
-            f"peak memory {format_bytes(figures['peak_memory_bytes'])} "
-            f"(predicted {format_bytes(figures['predicted_peak_memory_bytes'])})"
-        )
-    _say_best(figures)
-    adapter = escape_control(shlex.quote(str(result.adapter)))
-    run_dir = escape_control(shlex.quote(str(result.run_dir)))
-    console.say(f"adapter: {adapter} (plain PEFT)")
-    if (result.run_dir / "report.html").is_file():
-        console.say(f"report: {escape_control(shlex.quote(str(result.run_dir / 'report.html')))}")
-    console.say("next:")
-    console.say(f"  lorafit evaluate --adapter {adapter} --data FILE")
-    console.say(f'  lorafit generate --adapter {adapter} --prompt "..."')
-    console.say(f"  lorafit chat {run_dir}, lorafit export {run_dir}")
-
-
-def _say_best(figures: dict[str, Any]) -> None:
-    """Name the best checkpoint where it is not the step that the adapter is of."""
-    best = figures.get("best_checkpoint")
-    if best is None:
-        return
-    loss = f"validation loss {figures['best_checkpoint_validation_loss']:.4f}"
-    if best == f"checkpoint-{figures.get('adapter_step')}":
-        console.say(f"best checkpoint: {best} ({loss}), which the adapter is of")
-    else:
-        console.say(
-            f"best checkpoint: {best} ({loss}); it is kept, and --load-best-model-at-end makes the "
-            "adapter of it"
-        )
+    terminal = console.stderr_console()
+    progress = TerminalProgress(
+        terminal,
+        plan.settings.logging_steps,
+        gauge=gauge_of(plan) if terminal.is_terminal else None,
+        run_dir=Path(plan.settings.output_dir),
+        level=set_log_level(log_level),
+    )
+    if here.size > 1:
+        show_only(plan.device)
+    with open_world(here, plan.device.kind, plan.settings.ddp_timeout) as world:
+        voice.has_joined = True
+        if not world.is_main:
+            follow_training(plan, world)
+            return None
+        return run_training(plan, resume=choice, observers=[progress], world=world)

@@ -107,7 +107,7 @@ _ATTENTION: dict[str, Plain] = {name: name for name in field_rule("attn_implemen
 
 _UNQUANTIZED = "the base is not quantized unless asked for"
 _PRECISION = "the precision is chosen by device unless asked for"
-_PARALLEL = "a run is one process on one device so far"
+_PARALLEL = "--num-processes starts several; --parallelism fsdp shares the base weights among them"
 _HUB = "lorafit uploads nothing"
 _KEEPS = "lorafit keeps the last checkpoints and ends with the last adapter"
 
@@ -189,7 +189,7 @@ HF_RULES: dict[str, Rule] = {
                     becomes("max_length")),
     "dataset_text_field": anyway("text", reason="`text` is the field of plain rows",
                                  otherwise="name the field in a template: prompt_template"),
-    **dict.fromkeys(("packing", "sample_packing"), unless_set("rows are not packed together")),
+    **dict.fromkeys(("packing", "sample_packing"), becomes("packing")),
     "group_by_length": unless_set("rows are drawn at random, not by length"),
     "train_sampling_strategy": anyway("random", reason="rows are drawn at random"),
     # -- Batch, length of the run, learning rate

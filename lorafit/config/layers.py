@@ -16,7 +16,7 @@ from lorafit.config.names import canonical_name, unknown_name
 from lorafit.config.rules import find_conflicts, find_warnings
 from lorafit.config.schema import Settings, is_preset_setting
 from lorafit.errors import ConfigError, ExitCode, Problem
-from lorafit.text import escape_control, excerpt
+from lorafit.text import escape_control, excerpt, shell_word
 
 if TYPE_CHECKING:
     from lorafit.config.presets import RowChoice
@@ -150,14 +150,30 @@ class _Problems:
             raise ConfigError(self.problems, exit_code=code)
 
 
+_FOREIGN_FROM = 3
+"""Unknown names in a file from which on it looks like that of another tool."""
+
+
+def _foreign_hint(layer: Layer) -> str | None:
+    """Return the hint for a file most of whose strange names must be another tool's."""
+    unknown = [where for raw, (_, where) in layer.values.items() if canonical_name(raw) is None]
+    if layer.kind != "file" or len(unknown) < _FOREIGN_FROM:
+        return None
+    file = unknown[0].rpartition(":")[0] or unknown[0]
+    return f"a file of another tool? type: lorafit config convert {shell_word(file)}"
+
+
 def _validate_layer(layer: Layer, found: _Problems) -> dict[str, Setting]:
     settings: dict[str, Setting] = {}
     written: dict[str, tuple[str, str]] = {}
+    foreign = _foreign_hint(layer)
     for raw, (value, where) in layer.values.items():
         name = canonical_name(raw)
         shown = f"{where}: {excerpt(raw, 60)}" if layer.kind not in COMMAND_LINE_KINDS else where
         if name is None:
-            found.add(Problem(shown, *unknown_name(raw)), layer.kind)
+            message, hint = unknown_name(raw)
+            found.add(Problem(shown, message, foreign or hint), layer.kind)
+            foreign = None
             continue
         if name in written:
             other, other_where = written[name]
@@ -222,13 +238,23 @@ def overrides_layer(overrides: Iterable[str]) -> Layer:
         where = f"override {escape_control(key)[:60]}"
         if not equals or not key:
             message = f"{excerpt(text, 60)!r} is not an override"
-            problems.append(Problem("argument", message, "write key=value: learning_rate=1e-4"))
+            problems.append(Problem("argument", message, _meant_by(text)))
         elif key in values:
             message = "it is given twice, and which value was meant cannot be known"
             problems.append(Problem(where, message, f"keep one {escape_control(key)[:60]}=…"))
         else:
             values[key] = Given(_home(value.strip()), where)
     return Layer("key=value", "override", values, tuple(problems))
+
+
+def _meant_by(text: str) -> str:
+    """Return the hint for an argument without `=`: most often a file whose flag was left out."""
+    suffix = Path(text).suffix.lower()
+    if suffix in (".yaml", ".yml", ".toml"):
+        return f"settings are named by --config: --config {shell_word(text)}"
+    if suffix in (".jsonl", ".json", ".csv", ".parquet"):
+        return f"rows are named by --data: --data {shell_word(text)}"
+    return "write key=value: learning_rate=1e-4"
 
 
 def _home(value: str) -> str:

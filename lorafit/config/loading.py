@@ -20,7 +20,7 @@ from lorafit.config.document import (
 from lorafit.config.json_reader import read_json
 from lorafit.config.yaml_reader import read_yaml
 from lorafit.errors import ConfigError, Problem
-from lorafit.text import escape_control, excerpt
+from lorafit.text import escape_control, excerpt, shell_word
 from lorafit.units import format_bytes
 
 SUFFIXES = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
@@ -41,7 +41,10 @@ def load_document(path: Path, *, name: str | None = None) -> Document:
         problem = f"the suffix {excerpt(path.suffix)!r} says no format; it must be one of " + (
             ", ".join(SUFFIXES)
         )
-        raise ConfigError([Problem(label, problem, "rename the file, for example to mine.yaml")])
+        hint = "rename the file, for example to mine.yaml"
+        if path.suffix.lower() == ".py":
+            hint = f"lorafit config convert {shell_word(path)} --output settings.yaml"
+        raise ConfigError([Problem(label, problem, hint)])
     return parse_document(_read_bytes(path, label), label, kind)
 
 

@@ -19,6 +19,40 @@ SECRET_NAMES = frozenset(
     }
 )
 
+USUAL_NAMES = {
+    "lr": "learning_rate",
+    "r": "lora_r",
+    "rank": "lora_r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "bs": "per_device_train_batch_size",
+    "global_batch_size": "effective_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "grad_acc": "gradient_accumulation_steps",
+    "steps": "max_steps",
+    "warmup": "warmup_ratio",
+    "max_len": "max_length",
+    "seq_len": "max_length",
+    "sequence_len": "max_length",
+    "cutoff_len": "max_length",
+    "base_model": "model",
+    "model_name_or_path": "model",
+    "dataset": "data",
+    "datasets": "data",
+    "train_file": "data",
+    "val_set_size": "validation_split",
+    "bf16": "compute_dtype",
+    "fp16": "compute_dtype",
+    "load_in_4bit": "quantization",
+    "flash_attention": "attn_implementation",
+    "optimizer": "optim",
+    "lr_scheduler": "lr_scheduler_type",
+    "scheduler": "lr_scheduler_type",
+    "sample_packing": "packing",
+    "wandb": "report_to",
+}
+"""What people write who come from elsewhere, for the hint alone: nothing is taken in silence."""
+
 
 def canonical_name(name: str) -> str | None:
     """Return the setting that `name` means: itself, an alias, or `section.name`; None: unknown."""
@@ -54,6 +88,8 @@ def unknown_name(name: str) -> tuple[str, str]:
         return "sections do not nest", "write section.setting, or the setting alone"
     if name in SECTIONS and name not in Settings.model_fields:
         return "this is a section: it holds settings, not a value", f"write `{name}:` over them"
-    guess = nearest(last, [*Settings.model_fields, *(a for a in ALIASES if "." not in a)])
+    guess = USUAL_NAMES.get(last.lower()) or nearest(
+        last, [*Settings.model_fields, *(a for a in ALIASES if "." not in a)]
+    )
     see = "`lorafit config show` lists all settings"
     return "there is no such setting", f"did you mean {guess}?" if guess else see

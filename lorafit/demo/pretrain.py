@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafit.demo import corpus, nli, vocabulary
-from lorafit.errors import StorageError
-from lorafit.files import cache_folder
+from lorafit.files import cache_folder, storage_errors
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +75,8 @@ def ensure_demo_model(progress: Progress | None = None, recipe: Recipe | None = 
     folder = model_folder(recipe)
     if folder.is_dir():
         return folder
-    try:
+    hint = "free some disk space, or set LORAFIT_CACHE_DIR to a folder you can write to"
+    with storage_errors("the demo model cannot be written", folder, hint):
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
@@ -84,12 +84,6 @@ def ensure_demo_model(progress: Progress | None = None, recipe: Recipe | None = 
             _publish(building, folder)
         finally:
             shutil.rmtree(building, ignore_errors=True)
-    except OSError as error:
-        raise StorageError(
-            f"the demo model cannot be written: {error.strerror or error}",
-            where=str(folder),
-            hint="free some disk space, or set LORAFIT_CACHE_DIR to a folder you can write to",
-        ) from error
     return folder
 
 

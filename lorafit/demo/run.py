@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorafit.demo.nli import DATA_FOLDER, LABELS
+from lorafit.demo.nli import LABELS
 from lorafit.demo.pretrain import ensure_demo_model, single_threaded
-from lorafit.demo.recipe import ANSWER_TOKENS, demo_settings
+from lorafit.demo.recipe import ANSWER_TOKENS, TEST_DATA, demo_settings
 from lorafit.hardware.detect import detect_device
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def examine(
 
     settings = resolved.settings
     loaded = load_for_inference(settings, detect_device("cpu"), adapter)
-    records = read_records(resolve_source(str(DATA_FOLDER / "test.jsonl")), settings).records
+    records = read_records(resolve_source(str(TEST_DATA)), settings).records
     answers = answer_records(loaded, records, settings, _ANSWER_BATCH, ANSWER_TOKENS, progress)
     unlabelled = [answer for answer in answers if answer.predicted is None]
     contexts = [f"{answer.prompt} {answer.text}\nAnswer:" for answer in unlabelled]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from lorafit.data.chat import load_chat_format
 from lorafit.data.encoding import encode_prompt
-from lorafit.errors import AdapterError, StorageError
+from lorafit.errors import AdapterError
 from lorafit.export.plan import ExportPlan, copy_files
-from lorafit.files import plain_os_errors, sync_file, sync_folder
+from lorafit.files import plain_os_errors, storage_errors, sync_file, sync_folder
 from lorafit.hardware.precision import choose_compute_dtype
 from lorafit.model.source import locate_model
 from lorafit.model.tokenizer import tokenizer_of
@@ -99,8 +99,9 @@ def staged(output: Path) -> Iterator[Path]:
     """
     staging = output.with_name(f".staging-{output.name}")
     shutil.rmtree(staging, ignore_errors=True)
+    hint = "free space or choose another --output-dir"
     try:
-        with plain_os_errors():
+        with storage_errors("the export could not be written", output, hint), plain_os_errors():
             staging.mkdir(parents=True)
             yield staging
             for path in staging.iterdir():
@@ -109,12 +110,6 @@ def staged(output: Path) -> Iterator[Path]:
                 output.rmdir()  # empty: `require_new_folder` has seen to it
             os.replace(staging, output)
             sync_folder(output.parent)
-    except OSError as problem:
-        raise StorageError(
-            f"the export could not be written: {problem.strerror or problem}",
-            where=str(output),
-            hint="free space or choose another --output-dir",
-        ) from problem
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lorafit.config.schedule import HIGH_RATE
 from lorafit.config.schedule_changes import Course
-from lorafit.errors import StorageError, UsageError
+from lorafit.files import require_drawable, storage_errors
 
 SUFFIXES = (".png", ".svg")
 _INCHES = (9.0, 4.5)
@@ -13,32 +13,13 @@ _POINTS = 1000
 
 
 def require_chart_file(path: Path) -> None:
-    """Refuse a file that cannot be drawn into, before anything is computed.
+    """Refuse a file that curves cannot be drawn into, before anything is computed.
 
     Raises:
         UsageError: its suffix is not .png or .svg, or matplotlib is not installed.
         StorageError: its folder is missing, or it is a folder itself.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(
-            f"{path.name!r} ends with none of {', '.join(SUFFIXES)}, which say what to draw",
-            where="--plot",
-            hint="--plot rates.png",
-        )
-    if path.is_dir():
-        raise StorageError("is a folder, not a file to write", where=str(path))
-    if not path.absolute().parent.is_dir():
-        raise StorageError(
-            f"there is no folder {path.parent}", where=str(path), hint=f"mkdir -p {path.parent}"
-        )
-    try:
-        import matplotlib  # noqa: F401  # asked for only to see whether it is there
-    except ImportError:
-        raise UsageError(
-            "drawing needs matplotlib, which is not installed",
-            where="--plot",
-            hint='pip install "lorafit[plots]"',
-        ) from None
+    require_drawable(path, SUFFIXES, flag="--plot", example="rates.png")
 
 
 def write_chart(path: Path, courses: Sequence[Course]) -> None:
@@ -70,9 +51,5 @@ def write_chart(path: Path, courses: Sequence[Course]) -> None:
     axes.set_title(f"Learning rate; shaded: warm-up, thin line: {HIGH_RATE:.0%} of the peak")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    try:
+    with storage_errors("cannot be written", path):
         figure.savefig(path, dpi=150)
-    except OSError as problem:
-        raise StorageError(
-            f"cannot be written: {problem.strerror or problem}", where=str(path)
-        ) from problem

@@ -7,13 +7,14 @@ only: the reason is kept in `failure`, and it hears no more of the run.
 import contextlib
 import io
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lorafit.config.schema import Settings
 from lorafit.doctor.redact import redact
-from lorafit.report.records import StepRecord
+from lorafit.report.records import RunObserver, StepRecord
 
 # Figures that only grpo or dpo have.
 _METHOD_FIGURES = (
@@ -57,10 +58,14 @@ def _redacted(value: Any) -> Any:
     return [_redacted(item) for item in value] if isinstance(value, list) else value
 
 
-class Tracker:
-    """A run's observer that hands its curves to another program; the base of all trackers."""
+class Tracker(RunObserver):
+    """A run's observer that hands its curves to another program; the base of all trackers.
 
-    NAME = ""
+    It does nothing of its own with validations, whose result comes with the step, with
+    checkpoints, which are no curve, and with notes, which stay on this machine.
+    """
+
+    NAME: ClassVar[str]
     """As `report_to` calls it."""
 
     def __init__(self, run_dir: Path, run_id: str, config: Mapping[str, Any]) -> None:
@@ -78,18 +83,17 @@ class Tracker:
         """Why the curves are incomplete, if they are."""
         self._is_open = False
 
-    # -- What a tracker does -----------------------------------------------------------------
-
+    @abstractmethod
     def _open(self, first_step: int) -> None:
-        raise NotImplementedError
+        """Import the library and begin, or go on with, its record of the run."""
 
+    @abstractmethod
     def _log(self, step: int, curves: dict[str, float]) -> None:
-        raise NotImplementedError
+        """Hand over the curves of a step, each by its name."""
 
+    @abstractmethod
     def _close(self) -> None:
-        raise NotImplementedError
-
-    # -- The observer --------------------------------------------------------------------------
+        """End the library's record of the run."""
 
     def on_start(self, num_steps: int, first_step: int) -> None:
         """Open the tracker; steps after `first_step` are logged again."""
@@ -100,15 +104,6 @@ class Tracker:
         """Hand over the step."""
         if self._is_open:
             self._attempt(lambda: self._log(record.step, curves_of(record)))
-
-    def on_evaluation(self, step: int, done: int, total: int) -> None:
-        """Its result comes with the step."""
-
-    def on_checkpoint(self, step: int, folder: Path) -> None:
-        """No curve."""
-
-    def on_note(self, text: str) -> None:
-        """Notes stay on this machine."""
 
     def on_end(self) -> None:
         """Close the tracker, also after a failure in between."""

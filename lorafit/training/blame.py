@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from lorafit.data.micro_batches import Row, StepRows
-from lorafit.data.records import Record
 from lorafit.text import excerpt
 
 _MAX_NAMED = 5
@@ -14,12 +13,11 @@ class SourcedRows(Protocol):
     """Tokenized rows that know where they came from."""
 
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> Sequence[int]:
         """Tokens of each row."""
 
-    @property
-    def records(self) -> list[Record]:
-        """The record of each row."""
+    def source_of(self, index: int) -> str:
+        """Return where a row came from, such as `my.jsonl:12`."""
 
     def __getitem__(self, index: int) -> Mapping[str, Sequence[int]]:
         """Return `input_ids` and `labels` of a row."""
@@ -33,7 +31,7 @@ def row_source(rows: SourcedRows, row: Row) -> str | None:
     length = len(row["input_ids"])
     for index, other in enumerate(rows.lengths):
         if other == length and list(rows[index]["input_ids"]) == list(row["input_ids"]):
-            return rows.records[index].source
+            return rows.source_of(index)
     return None
 
 

@@ -151,12 +151,16 @@ def _largest_micro_batch(plan: "RunPlan") -> StepRows:
 
 def longest_together(lengths: Sequence[int], limits: MicroBatchLimits) -> list[int]:
     """Return which rows, by index, make the largest micro-batch within the limits."""
-    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    import numpy as np
+
+    longest_first = np.argsort(-np.asarray(lengths), kind="stable")
     if limits.tokens is None:
-        return longest_first[: limits.units]
+        return [int(index) for index in longest_first[: limits.units]]
     chosen: list[int] = []
-    room = limits.tokens
-    for index in longest_first:
+    room, shortest = limits.tokens, min(lengths)
+    for index in map(int, longest_first):
+        if chosen and room < shortest:
+            break
         if not chosen or lengths[index] <= room:
             chosen.append(index)
             room -= lengths[index]

@@ -32,6 +32,14 @@ STAGING_PREFIX = ".staging-"
 ASIDE_PREFIX = "set-aside-"
 SCHEMA_VERSION = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_SAVE_REMEDIES = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space, or have your quota raised",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EROFS: "make the disk writable again (the kernel's log says why it is not)",
+    errno.EACCES: "let this user write there",
+    errno.EPERM: "let this user write there",
+}
 
 
 @dataclass(frozen=True)
@@ -157,16 +165,19 @@ def _save_error(run_dir: Path, staging: Path, step: int, problem: OSError) -> St
     reason = problem.strerror or str(problem)
     if not run_dir.is_dir():
         return vanished(run_dir, f"the checkpoint of step {step} could not be written")
+    earlier = list_checkpoints(run_dir)
     if problem.errno in _FULL:
         # What was written of this one, where no earlier one tells the whole size.
-        sizes = [checkpoint.num_bytes for checkpoint in list_checkpoints(run_dir)]
+        sizes = [checkpoint.num_bytes for checkpoint in earlier]
         sizes.append(sum(path.stat().st_size for path in staging.glob("*")))
         needed, free = format_bytes(max(sizes)), format_bytes(free_bytes(run_dir))
         reason += f"; it takes {needed} or more, and {free} are free"
     return StorageError(
         f"the checkpoint of step {step} could not be written: {reason}",
         where=str(run_dir),
-        hint="earlier checkpoints are intact: free space, then run the same command again",
+        hint=("earlier checkpoints are intact: " if earlier else "")
+        + _SAVE_REMEDIES.get(problem.errno or 0, "look after the disk")
+        + ", then run the same command again",
     )
 
 
@@ -192,7 +203,10 @@ def read_manifest(folder: Path) -> Checkpoint:
         text = path.read_bytes() if present else b""
     if not present:
         raise CheckpointError(
-            "has no manifest, so lorafit did not write it or never finished it", where=str(folder)
+            "has no manifest, so lorafit did not write it or never finished it",
+            where=str(folder),
+            hint="a checkpoint of transformers' Trainer with PEFT: --import-hf-checkpoint FOLDER "
+            "begins a new run from it",
         )
     try:
         document = json.loads(text.decode("utf-8"))

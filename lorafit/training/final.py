@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafit.errors import StorageError
-from lorafit.files import plain_os_errors
+from lorafit.files import plain_os_errors, storage_errors
 from lorafit.training.checkpoint import vanished
 from lorafit.training.plan import RunPlan
 from lorafit.training.retention import best_checkpoint, own_checkpoints
@@ -44,16 +44,10 @@ def save_final(plan: RunPlan, run_id: str, model: "PeftModel") -> dict[str, Any]
 def _write(plan: RunPlan, model: "PeftModel", adapter: Path) -> None:
     from lorafit.model.adapter import save_adapter
 
-    try:
-        with plain_os_errors():
-            save_adapter(model, adapter, plan.settings.model)
-            verify_reload(model, adapter)
-    except OSError as problem:
-        raise StorageError(
-            f"the adapter could not be written: {problem.strerror or problem}",
-            where=str(adapter),
-            hint="the last checkpoint is intact: free space, then run the same command again",
-        ) from problem
+    hint = "the last checkpoint is intact: free space, then run the same command again"
+    with storage_errors("the adapter could not be written", adapter, hint), plain_os_errors():
+        save_adapter(model, adapter, plan.settings.model)
+        verify_reload(model, adapter)
 
 
 def verify_reload(model: "PeftModel", adapter: Path) -> None:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from lorafit.config.batch import BatchPlan
 from lorafit.config.layers import Origin, Resolved
+from lorafit.config.parallelism import why_not_sharded
 from lorafit.config.schema import Settings
 from lorafit.errors import MemoryFitError
 from lorafit.hardware.detect import detect_device
 from lorafit.hardware.info import DeviceInfo
 from lorafit.hardware.visible import torch_name
+from lorafit.memory.data_parallel import with_exchange
 from lorafit.memory.estimate import TIGHT_FRACTION, Estimate
 from lorafit.memory.planner import (
     PAD_TO_MULTIPLE,
@@ -54,16 +56,26 @@ def fit_to_memory(
 ) -> tuple[Resolved, FittedPlan]:
     """Return the settings with the fastest micro-batch and checkpointing that fit, and the search.
 
-    The effective batch stays what it is; where nothing fits, so do the settings.
+    The effective batch stays what it is; where nothing fits, so do the settings. Several processes
+    that may share the base weights do so where no plan fits without.
     """
-    fitted = plan_to_fit(
-        resolved.settings,
-        model_config(source),
-        device,
-        batch.effective_batch_size,
-        row_lengths=row_lengths,
-        num_devices=batch.num_devices,
-    )
+    settings = resolved.settings
+
+    def search(is_sharded: bool) -> FittedPlan:
+        return plan_to_fit(
+            settings,
+            model_config(source),
+            device,
+            batch.effective_batch_size,
+            row_lengths=row_lengths,
+            num_devices=batch.num_devices,
+            is_sharded=is_sharded,
+        )
+
+    fitted = search(settings.parallelism == "fsdp" and batch.num_devices > 1)
+    may_share = settings.parallelism == "auto" and not why_not_sharded(settings)
+    if fitted.settings is None and may_share and batch.num_devices > 1:
+        fitted = search(True)
     if fitted.settings is None:
         return resolved, fitted
     settings = fitted.settings.model_copy(update={"effective_batch_size": None})
@@ -81,9 +93,16 @@ def model_config(source: ModelSource) -> dict[str, Any]:
 
 
 def estimate_run(
-    settings: Settings, batch: BatchPlan, source: ModelSource, device: DeviceInfo, longest_row: int
+    settings: Settings,
+    batch: BatchPlan,
+    source: ModelSource,
+    device: DeviceInfo,
+    longest_row: int,
+    num_shards: int = 1,
 ) -> Estimate:
-    """Return the peak memory of the run as it will really be batched.
+    """Return the peak memory of a process of the run as it will really be batched.
+
+    What several processes exchange is not in it: see `data_parallel.with_exchange`.
 
     Args:
         settings: the settings of the run.
@@ -91,6 +110,7 @@ def estimate_run(
         source: the base model.
         device: where it runs.
         longest_row: tokens of the longest row of the data, at most max_length.
+        num_shards: processes that hold the base weights together.
     """
     padded = -(-longest_row // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
     real = settings.model_copy(
@@ -101,7 +121,31 @@ def estimate_run(
             "max_length": padded,
         }
     )
-    return estimate_with_cache(real, model_config(source), device)
+    return estimate_with_cache(real, model_config(source), device, num_shards)
+
+
+def estimate_sharded_run(
+    settings: Settings,
+    batch: BatchPlan,
+    source: ModelSource,
+    device: DeviceInfo,
+    longest_row: int,
+    num_trainable: int,
+) -> Estimate:
+    """Return the peak memory of a process that shares the base weights with the others.
+
+    Args:
+        settings: the settings of the run.
+        batch: its micro-batch, accumulation and devices.
+        source: the base model.
+        device: where each process runs.
+        longest_row: tokens of the longest row of the data, at most max_length.
+        num_trainable: trainable parameters.
+    """
+    own = estimate_run(settings, batch, source, device, longest_row, batch.num_devices)
+    return with_exchange(
+        own, num_trainable, device, num_processes=batch.num_devices, parallelism="fsdp"
+    )
 
 
 def require_fit(estimate: Estimate, device: DeviceInfo, alternative: str | None) -> None:

@@ -39,6 +39,8 @@ class ResumeChoice:
     """The run may have become longer: its length in the plan is the new one."""
     allowed: tuple[str, ...] = ()
     """Facts of the fingerprint that may differ."""
+    imports: Path | None = None
+    """A checkpoint of transformers' Trainer that a new run goes on from."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ class Start:
     """Facts that differ from the recorded run, as (then, now): it takes another course."""
     record: Mapping[str, Any] | None = None
     """run.json as the attempt before left it."""
+    imports: Path | None = None
+    """A foreign checkpoint that is still to become this run's first one."""
+    imported: Mapping[str, Any] | None = None
+    """What run.json keeps of the foreign checkpoint that the run went on from."""
+
+    @property
+    def cpu_products(self) -> str | None:
+        """The library of fp32 products that the run began with, where run.json says one."""
+        found = (self.record or {}).get("cpu_products")
+        return found if isinstance(found, str) else None
 
     @property
     def step(self) -> int:
@@ -108,6 +120,9 @@ def find_start(plan: RunPlan, choice: ResumeChoice) -> Start:
         found = _verified(run_dir, Path(str(choice.checkpoint)))
     elif is_run(run_dir):
         found = None
+    elif choice.imports is not None:
+        reason = f"a new run that goes on from {excerpt(str(choice.imports), 200)}"
+        return Start(uuid.uuid4().hex, None, False, reason, imports=choice.imports)
     elif choice.extends:
         raise UsageError(
             f"--extend: there is no run in {excerpt(str(run_dir))} to extend",
@@ -116,6 +131,7 @@ def find_start(plan: RunPlan, choice: ResumeChoice) -> Start:
     else:
         return Start(uuid.uuid4().hex, None, False, "a new run")
     record = read_run(run_dir)
+    _require_import(choice, record, run_dir)
     if choice.extends:
         _require_longer(plan, record)
         allowed |= LENGTH
@@ -134,6 +150,8 @@ def find_start(plan: RunPlan, choice: ResumeChoice) -> Start:
     else:
         found, skipped = newest_verified(run_dir, record["run_id"], STATE_FILES)
         notes += [f"checkpoint passed over: {why}" for why in skipped]
+        if found is None and record.get("imported"):
+            return _import_again(choice, record, run_dir, notes)
         if found is None:
             reason = "an earlier attempt left no checkpoint: starting again from step 0"
         else:
@@ -141,6 +159,35 @@ def find_start(plan: RunPlan, choice: ResumeChoice) -> Start:
     if found is not None:
         notes += [*_version_notes(found, plan), *permission_notes(found.folder)]
     return Start(record["run_id"], found, False, reason, tuple(notes), changed, record)
+
+
+def _require_import(choice: ResumeChoice, record: Mapping[str, Any], run_dir: Path) -> None:
+    """Refuse to import into a run that did not begin with that very checkpoint."""
+    if choice.imports is None:
+        return
+    origin = record.get("imported") or {}
+    if not isinstance(origin, dict) or origin.get("folder") != str(choice.imports.resolve()):
+        raise CheckpointError(
+            f"this folder holds a run that did not go on from {excerpt(str(choice.imports), 200)}",
+            where=str(run_dir),
+            hint="choose another --output-dir, or leave --import-hf-checkpoint out to continue it",
+        )
+
+
+def _import_again(
+    choice: ResumeChoice, record: Mapping[str, Any], run_dir: Path, notes: list[str]
+) -> Start:
+    """Return the start of a run whose imported checkpoint is gone, damaged or was never written."""
+    if choice.imports is None:
+        raise CheckpointError(
+            "this run went on from an imported checkpoint, and holds no whole one any more",
+            where=str(run_dir),
+            hint="give --import-hf-checkpoint FOLDER again",
+        )
+    reason = f"an earlier attempt left no checkpoint: going on from {excerpt(str(choice.imports))}"
+    return Start(
+        record["run_id"], None, False, reason, tuple(notes), record=record, imports=choice.imports
+    )
 
 
 def _verified(run_dir: Path, folder: Path) -> Checkpoint:

@@ -6,7 +6,7 @@ that a run that recovers is the run that had begun with the smaller micro-batch.
 
 import gc
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +21,7 @@ from lorafit.training.state import RandomState
 from lorafit.units import format_bytes
 
 T = TypeVar("T")
-Activity = Literal["step", "evaluation", "save"]
+Activity = Literal["step", "update", "evaluation", "save"]
 
 _MESSAGES = (
     "MPS backend out of memory",
@@ -68,7 +68,8 @@ class Shrink:
     """One time that memory ran out, and what was made smaller."""
 
     step: int
-    """The optimizer step that was being computed, or after which was validated or saved."""
+    """The optimizer step that was being computed or applied, or after which was validated or
+    saved."""
     activity: Activity
     change: str
     """What became of what, such as `micro-batch 8 -> 4`."""
@@ -224,6 +225,58 @@ class MemoryRecovery:
             self._announce("step", step, change, error, observed, longest_row())
             random_state.restore()
 
+    def run_update(
+        self, attempt: Callable[[], object], optimizer: torch.optim.Optimizer, *, step: int
+    ) -> None:
+        """Apply a step; repeat it with cached memory released, if nothing of it was applied.
+
+        The first update allocates the moments, beside whatever backward has left in the cache.
+
+        Args:
+            attempt: calls the optimizer's own step, or that of what wraps it.
+            optimizer: whose parameters and state tell what was changed.
+            step: number of the step, for records.
+
+        Raises:
+            MemoryFitError: the update is half done: neither can it be repeated, nor is it a state
+                to save.
+        """
+        if not self._recovers:
+            attempt()
+            return
+        known = set(optimizer.state)
+        versions = {id(tensor): tensor._version for tensor in _changeable(optimizer)}
+        _, error = _try(attempt)
+        if error is None:
+            return
+        observed = memory_in_use(self._device).allocated_bytes
+        is_torchs = type(optimizer).__module__.startswith("torch.optim.")
+        # A tensor's version counts the times that it was changed; new ones are all zero.
+        if not is_torchs or any(
+            tensor._version != versions.get(id(tensor), 0) for tensor in _changeable(optimizer)
+        ):
+            raise MemoryFitError(
+                f"ran out of memory in the middle of the update of step {step}, which is half done "
+                f"and not saved: {error}",
+                hint="run the same command again to go on from the last checkpoint; a lower "
+                "--per-device-train-batch-size leaves more memory",
+            )
+        for parameter in [parameter for parameter in optimizer.state if parameter not in known]:
+            del optimizer.state[parameter]
+        self._announce("update", step, "cached memory is released and the update repeated", error,
+                       observed)  # fmt: skip
+        try:
+            attempt()
+        except (RuntimeError, MemoryError) as failure:
+            if not is_out_of_memory(failure):
+                raise
+            raise MemoryFitError(
+                f"ran out of memory again in the update of step {step}, with all cached memory "
+                f"released: {error}",
+                hint="a lower --lora-r or --optim paged_adamw_8bit makes the optimizer's state "
+                "smaller",
+            ) from None
+
     def run_evaluation(self, attempt: Callable[[int], T], *, step: int) -> T | None:
         """Return what `attempt(batch_size)` gives; None where even one row at a time fails."""
         if not self._recovers:
@@ -296,6 +349,14 @@ class MemoryRecovery:
             longest_row=longest_row,
         )
         self._on_shrink(shrink)
+
+
+def _changeable(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """Yield the parameters of an optimizer and the tensors of their state."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+    for entries in optimizer.state.values():
+        yield from (value for value in entries.values() if isinstance(value, torch.Tensor))
 
 
 def _try(attempt: Callable[[], T]) -> tuple[T | None, str | None]:

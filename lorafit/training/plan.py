@@ -1,20 +1,22 @@
 """Everything that is decided before a weight is read: what `train` prints, refuses and records."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafit.config.batch import BatchPlan, resolve_batch
+from lorafit.config.parallelism import verify_parallelism
 from lorafit.config.resolve import Resolved
 from lorafit.config.schedule import Schedule, plan_schedule
 from lorafit.config.schema import Settings
 from lorafit.data.load import TrainingData, load_training_data
 from lorafit.data.packing import Packing, pack_rows
+from lorafit.data.progress import Tell, tell_nobody
 from lorafit.data.rl_rows import MethodData, load_method_data
 from lorafit.data.sources import resolve_source
 from lorafit.data.tokenize import check_max_length
 from lorafit.errors import UsageError
-from lorafit.files import free_bytes
 from lorafit.hardware.capabilities import effective_torch_compile, verify_supported
 from lorafit.hardware.info import Choice, DeviceInfo
 from lorafit.hardware.precision import choose_compute_dtype
@@ -24,77 +26,25 @@ from lorafit.memory.planner import FittedPlan, nearest_fitting
 from lorafit.model.source import ModelSource, locate_model, read_config
 from lorafit.model.tokenizer import PadToken, choose_pad_token, tokenizer_of
 from lorafit.training.batching import Batching, plan_batching
-from lorafit.training.checkpoint import list_checkpoints, require_disk_space
+from lorafit.training.checkpoint import require_disk_space
+from lorafit.training.disk import DiskPlan, plan_disk
 from lorafit.training.fit import (
+    estimate_sharded_run,
     fit_to_memory,
     fit_warnings,
     model_config,
     require_fit,
     wants_planner,
 )
+from lorafit.training.parallelism import choose_parallelism
 from lorafit.training.rl.memory import estimate_method_run, fit_method
 from lorafit.training.rl.prepare import prepare_method
 from lorafit.training.rl.rewards import RewardFile
-from lorafit.units import format_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lorafit.model.build import ModelSummary
-
-# Bytes of optimizer state a trainable parameter: AdamW keeps two fp32 moments.
-_OPTIMIZER_BYTES = {
-    "adamw_torch": 8.0,
-    "adamw_torch_fused": 8.0,
-    "paged_adamw_32bit": 8.0,
-    "adamw_8bit": 2.0,
-    "paged_adamw_8bit": 2.0,
-    "sgd": 0.0,
-    "adafactor": 0.1,
-}
-_DISK_SHARE = 0.8
-"""Share of the free disk that a run may take without a warning."""
-
-
-@dataclass(frozen=True)
-class DiskPlan:
-    """Bytes that the run leaves on disk, against those that are free."""
-
-    checkpoint_bytes: int
-    num_kept: int
-    """Checkpoints on disk at the same time, one being written included."""
-    num_written: int
-    """Checkpoints over the whole run."""
-    adapter_bytes: int
-    free_bytes: int
-    present_bytes: int = 0
-    """Bytes of checkpoints that an earlier attempt left in the folder: they count among those
-    that are needed, and are not free."""
-
-    @property
-    def needed_bytes(self) -> int:
-        """Bytes on disk at the fullest moment."""
-        return self.checkpoint_bytes * self.num_kept + self.adapter_bytes
-
-    @property
-    def missing_bytes(self) -> int:
-        """Bytes that have to be free for it."""
-        return max(0, self.needed_bytes - self.present_bytes)
-
-    @property
-    def unlimited_bytes(self) -> int:
-        """Bytes that the run would leave without save_total_limit."""
-        return self.checkpoint_bytes * self.num_written + self.adapter_bytes
-
-    def warnings(self) -> list[str]:
-        """Return what is narrow about it, as sentences."""
-        if self.missing_bytes <= _DISK_SHARE * self.free_bytes:
-            return []
-        return [
-            f"the disk is nearly full: checkpoints and adapter take "
-            f"{format_bytes(self.missing_bytes)} of the {format_bytes(self.free_bytes)} that are "
-            "free; --save-total-limit and --save-steps change that"
-        ]
 
 
 @dataclass(frozen=True)
@@ -115,6 +65,8 @@ class RunPlan:
     schedule: Schedule
     disk: DiskPlan
     estimate: Estimate
+    parallelism: Choice[str]
+    """What several processes do with the base weights: `ddp` or `fsdp`; `none` of one."""
     planner: FittedPlan | None = None
     """How micro-batch and checkpointing were searched for, where they were."""
     reward_file: RewardFile | None = None
@@ -126,6 +78,21 @@ class RunPlan:
     def settings(self) -> Settings:
         """The validated settings."""
         return self.resolved.settings
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds only its share of the base weights."""
+        return self.parallelism.value == "fsdp"
+
+    @property
+    def compiles_model(self) -> bool:
+        """Whether the model is compiled as a whole.
+
+        Of lean layers only the elementwise functions are, see model/lean/fusion; and weights that
+        come and go would end every compiled piece at every layer.
+        """
+        lean = self.model.lean_layers.value
+        return self.torch_compile.value and not lean and not self.is_sharded
 
     @property
     def eval_batch_size(self) -> int:
@@ -192,6 +159,7 @@ class RunPlan:
             },
             "compute_dtype": self.dtype.value,
             "torch_compile": self.torch_compile.value,
+            "parallelism": self.parallelism.value,
             "reasons": self.reasons(),
             "warnings": list(self.warnings),
         }
@@ -213,6 +181,8 @@ class RunPlan:
             "memory": self.estimate.reasons[-1],
             **({"planner": self.planner.reason} if self.planner is not None else {}),
         }
+        if self.batch.num_devices > 1:
+            reasons["parallelism"] = self.parallelism.reason
         if self.settings.method != "sft":
             reasons["method"] = self.estimate.reasons[-2]
         if self.resolved.row is not None:
@@ -227,29 +197,25 @@ def plan_run(
     fit: bool = False,
     allow_oom_attempt: bool = False,
     num_devices: int = 1,
+    tell: Tell = tell_nobody,
 ) -> RunPlan:
     """Decide a whole run: reads configuration, tokenizer and data, but no weights.
 
     The plan of a run that does not fit is returned all the same, to be shown;
-    `RunPlan.require_fit` refuses it. `num_devices` devices like this one share each step.
+    `RunPlan.require_fit` refuses it. `num_devices` devices like this one share each step; `tell`
+    hears how far a large data file is.
 
     Raises:
         LorafitError: anything about the run that can be known beforehand is wrong.
     """
-    settings = resolved.settings
-    if settings.data is None:
-        raise UsageError(
-            "no training data was given",
-            hint="add --data FILE (JSONL, JSON, CSV, Parquet) or --data owner/name from the hub",
-        )
+    _require_data(resolved.settings)
     resolved, reward_file = prepare_method(resolved, num_devices)
     settings = resolved.settings
     verify_supported(device, settings)
+    verify_parallelism(resolved, num_devices)
     batch = resolve_batch(resolved, num_devices)
     # A file that is not there is found before gigabytes of a model are downloaded.
-    for name in (settings.data, settings.validation_data):
-        if name is not None:
-            resolve_source(name, settings.data_split)
+    _verify_data_files(settings)
     source = locate_model(settings.model, settings.revision)
     assert source.weights is not None
     dtype = choose_compute_dtype(
@@ -260,13 +226,9 @@ def plan_run(
     )
     check_max_length(settings, read_config(source))
     tokenizer = tokenizer_of(source)
-    load = load_training_data if settings.method == "sft" else load_method_data
-    data = load(settings, tokenizer)
+    data = _load_data(settings, tokenizer, tell)
     packing = _pack(settings, data) if settings.packing else None
-    # What the effective batch counts: rows, or bins of rows.
-    unit_lengths = packing.tokens if packing is not None else data.train.lengths
-    if isinstance(data, MethodData):
-        unit_lengths = list(data.lengths)
+    unit_lengths = _unit_lengths(data, packing)
     planner = None
     if fit or wants_planner(resolved):
         plan_fit = fit_to_memory if settings.method == "sft" else fit_method
@@ -290,11 +252,18 @@ def plan_run(
         dtype=getattr(torch, dtype.value),
         compiles=compiled.value,
     )
-    disk = _plan_disk(settings, model.num_trainable_parameters, schedule)
+    disk = plan_disk(settings, model.num_trainable_parameters, schedule)
     require_disk_space(Path(settings.output_dir), disk.missing_bytes, disk.free_bytes)
-    estimate = estimate_method_run(settings, batch, source, device, max(unit_lengths))
-    if num_devices > 1:
-        estimate = with_exchange(estimate, model.num_trainable_parameters, device)
+    parallelism, estimate = _estimate(
+        settings,
+        batch,
+        source,
+        device,
+        max(unit_lengths),
+        model.num_trainable_parameters,
+        # What the planner found was to leave some memory free.
+        memory_fraction=1.0 if planner is None else settings.memory_fraction,
+    )
     return RunPlan(
         resolved=resolved,
         device=device,
@@ -310,6 +279,7 @@ def plan_run(
         schedule=schedule,
         disk=disk,
         estimate=estimate,
+        parallelism=parallelism,
         planner=planner,
         reward_file=reward_file,
         allows_oom_attempt=allow_oom_attempt,
@@ -323,21 +293,68 @@ def plan_run(
     )
 
 
+def _require_data(settings: Settings) -> None:
+    if settings.data is None:
+        raise UsageError(
+            "no training data was given",
+            hint="add --data FILE (JSONL, JSON, CSV, Parquet) or --data owner/name from the hub",
+        )
+
+
+def _verify_data_files(settings: Settings) -> None:
+    for name in (settings.data, settings.validation_data):
+        if name is not None:
+            resolve_source(name, settings.data_split)
+
+
+def _load_data(
+    settings: Settings, tokenizer: "PreTrainedTokenizerBase", tell: Tell
+) -> TrainingData:
+    if settings.method == "sft":
+        return load_training_data(settings, tokenizer, tell)
+    return load_method_data(settings, tokenizer)
+
+
+def _unit_lengths(data: TrainingData, packing: Packing | None) -> Sequence[int]:
+    """Return the tokens of each of what the effective batch counts: rows, or bins of rows."""
+    if isinstance(data, MethodData):
+        return list(data.lengths)
+    return packing.tokens if packing is not None else data.train.lengths
+
+
 def _pack(settings: Settings, data: TrainingData) -> Packing:
     return pack_rows(data.train.lengths, settings.max_length, settings.seed)
 
 
-def _plan_disk(settings: Settings, num_trainable: int, schedule: Schedule) -> DiskPlan:
-    run_dir = Path(settings.output_dir)
-    validates = settings.validation_split > 0 or settings.validation_data is not None
-    adapter_bytes = 4 * num_trainable
-    written = -(-schedule.total_steps // settings.save_steps)
-    return DiskPlan(
-        checkpoint_bytes=int(num_trainable * (4 + _OPTIMIZER_BYTES[settings.optim])),
-        # The newest, the best one, and the one that is being written.
-        num_kept=min(written, settings.save_total_limit + 1 + validates),
-        num_written=written,
-        adapter_bytes=adapter_bytes,
-        free_bytes=free_bytes(run_dir),
-        present_bytes=sum(found.num_bytes for found in list_checkpoints(run_dir)),
+def _estimate(
+    settings: Settings,
+    batch: BatchPlan,
+    source: ModelSource,
+    device: DeviceInfo,
+    longest: int,
+    num_trainable: int,
+    *,
+    memory_fraction: float,
+) -> tuple[Choice[str], Estimate]:
+    """Return what the processes do with the base weights, and the memory that each then takes.
+
+    Args:
+        settings: those of the run.
+        batch: how its steps are split, and over how many devices.
+        source: the base model.
+        device: what each process runs on.
+        longest: tokens of the longest row, or bin of rows.
+        num_trainable: parameters of the adapter.
+        memory_fraction: share of the device that the run was planned for.
+    """
+    whole = estimate_method_run(settings, batch, source, device, longest)
+    if batch.num_devices > 1:
+        whole = with_exchange(whole, num_trainable, device, num_processes=batch.num_devices)
+    return choose_parallelism(
+        settings,
+        batch.num_devices,
+        device,
+        whole,
+        lambda: estimate_sharded_run(settings, batch, source, device, longest, num_trainable),
+        memory_fraction,
     )

@@ -16,7 +16,11 @@ from lorafit.training.layout import OPTIMIZER_FILES, RNG_FILES
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write an optimizer's state: tensors to safetensors, everything else to JSON."""
-    state = optimizer.state_dict()
+    save_optimizer_state(optimizer.state_dict(), folder)
+
+
+def save_optimizer_state(state: Mapping[str, Any], folder: Path) -> None:
+    """Write what an optimizer's `state_dict` returns; `load_optimizer` reads it."""
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
     for index, entries in state["state"].items():

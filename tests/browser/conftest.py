@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
+_TIMEOUT_MILLISECONDS = 300_000
+"""A browser on a busy machine is slow, which is no fault of the page."""
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +21,9 @@ def chromium() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         # Containers have neither the kernel feature of its sandbox nor a large /dev/shm.
         browser = driver.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            executable_path=program,
+            args=["--no-sandbox", "--disable-dev-shm-usage"],
+            timeout=_TIMEOUT_MILLISECONDS,
         )
         yield browser
         browser.close()
@@ -49,10 +53,23 @@ class Visit:
         """Return whether the page as a whole would have to be scrolled sideways."""
         return bool(self.page.evaluate("document.documentElement.scrollWidth > innerWidth"))
 
+    def picture(self, chart: str) -> str:
+        """Return what is drawn on the canvas of a chart, as a data URL."""
+        return str(self.page.evaluate(_PICTURE, chart))
+
+    def wait_until_redrawn(self, chart: str, before: str) -> None:
+        """Wait until a chart looks other than `before`."""
+        self.page.wait_for_function(f"([chart, before]) => ({_PICTURE})(chart) !== before",
+                                    arg=[chart, before])  # fmt: skip
+
     def legend(self, chart: str) -> str:
         """Return the readout above a chart."""
         return str(self.page.inner_text(f'[data-chart="{chart}"] .legend'))
 
+
+# In one piece of JavaScript: between two, a chart that is drawn anew may get another canvas.
+_PICTURE = """(chart) =>
+  document.querySelector(`[data-chart="${chart}"] canvas`).toDataURL()"""
 
 # Curves are the saturated pixels of a canvas: text, grid and background are greyish.
 _COUNT_COLOURED = """() => [...document.querySelectorAll("figure")].map((figure) => {
@@ -74,7 +91,7 @@ def visit(chromium: Any) -> Iterator[Callable[..., Visit]]:
 
     def start(width: int = 1400, scheme: str = "light") -> Visit:
         page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(_TIMEOUT_MILLISECONDS)
         pages.append(page)
         return Visit(page)
 

@@ -38,11 +38,11 @@ def last_step(page):
 
 def test_the_curves_grow_while_the_run_goes_on(live):
     folder, page, server = live
-    before = page.page.locator('[data-chart="loss"] canvas').screenshot()
+    before = page.picture("loss")
     append_steps(folder, 41, 90)
     until(page, "step 90 of 200")
     assert page.legend("loss").startswith("step 90")
-    assert page.page.locator('[data-chart="loss"] canvas').screenshot() != before
+    page.wait_until_redrawn("loss", before)
     assert all(count > 150 for count in page.painted().values())
     assert page.page.evaluate("document.getElementById('live-progress').value") == 90
     assert "90" in page.page.inner_text(".tiles")

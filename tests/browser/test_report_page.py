@@ -104,10 +104,10 @@ def test_a_screen_reader_hears_how_each_curve_ends(visit, report, tmp_path):
 def test_the_log_scale_redraws_the_loss(visit, report, tmp_path):
     page = visit()
     page.open(report(write_run(tmp_path / "run")))
-    before = page.page.locator('[data-chart="loss"] canvas').screenshot()
+    before = page.picture("loss")
     page.page.click('[data-chart="loss"] .scale')
     assert page.page.get_attribute('[data-chart="loss"] .scale', "aria-pressed") == "true"
-    assert page.page.locator('[data-chart="loss"] canvas').screenshot() != before
+    page.wait_until_redrawn("loss", before)
     assert page.painted()["loss"] > 150
     assert page.complaints == []
 
@@ -115,10 +115,9 @@ def test_the_log_scale_redraws_the_loss(visit, report, tmp_path):
 def test_a_change_of_scheme_repaints_the_canvases(visit, report, tmp_path):
     page = visit()
     page.open(report(write_run(tmp_path / "run")))
-    before = page.page.locator('[data-chart="memory"] canvas').screenshot()
+    before = page.picture("memory")
     page.page.emulate_media(color_scheme="dark")
-    page.page.wait_for_timeout(100)
-    assert page.page.locator('[data-chart="memory"] canvas').screenshot() != before
+    page.wait_until_redrawn("memory", before)
     assert page.painted()["memory"] > 150
 
 

@@ -104,6 +104,24 @@ def test_a_launchers_variables_that_do_not_fit_are_refused(variables):
         processes_of(variables)
 
 
+@pytest.mark.parametrize(
+    ("variable", "option"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "--use_deepspeed"),
+        ("ACCELERATE_USE_FSDP", "--use_fsdp"),
+        ("ACCELERATE_USE_MEGATRON_LM", "--use_megatron_lm"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "--use_parallelism_config"),
+    ],
+)
+def test_an_engine_of_accelerates_is_refused_with_what_to_use_instead(variable, option):
+    with pytest.raises(UsageError, match=f"{variable} is set") as refusal:
+        processes_of({variable: "true", "WORLD_SIZE": "1"})
+    assert refusal.value.exit_code == 2
+    assert option in str(refusal.value.hint)
+    assert "--parallelism fsdp" in str(refusal.value.hint)
+    assert processes_of({variable: "false"}) == Processes()
+
+
 def test_a_process_without_a_launcher_is_alone():
     assert processes_of({}) == processes_of({"WORLD_SIZE": "1", "RANK": "0"}) == Processes()
 
@@ -134,12 +152,13 @@ def test_a_dry_run_plans_for_the_processes_and_starts_none(run_lorafit, train_ar
 # -- Supervision, with processes that do nothing
 
 
-def sleeper(code="import time; time.sleep(60)"):
-    return subprocess.Popen([sys.executable, "-S", "-c", code])
+def sleeper(code="import time; time.sleep(600)", **options):
+    return subprocess.Popen([sys.executable, "-S", "-c", code], **options)
 
 
 def test_the_first_failure_gives_the_exit_code_and_ends_the_others(monkeypatch):
-    monkeypatch.setattr("lorafit.cli.supervise._GRACE_SECONDS", 0.3)
+    # SIGKILL follows after as long again: a busy machine needs a while to end who got SIGTERM.
+    monkeypatch.setattr("lorafit.cli.supervise._GRACE_SECONDS", 3)
     others = [sleeper(), sleeper("import sys; sys.exit(6)"), sleeper()]
     assert Supervisor().wait(others) == 6
     assert [process.returncode for process in others] == [-15, 6, -15]
@@ -153,10 +172,17 @@ def test_a_killed_process_is_named_by_its_rank(monkeypatch):
 
 
 def test_a_signal_reaches_every_process():
-    code = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(75))\ntime.sleep(60)"
-    others = [sleeper(code), sleeper(code)]
+    code = """
+import signal, sys, time
+signal.signal(15, lambda *_: sys.exit(75))
+print("ready", flush=True)
+time.sleep(600)
+"""
+    others = [sleeper(code, stdout=subprocess.PIPE) for _ in range(2)]
     supervisor = Supervisor()
-    time.sleep(0.5)  # until both have their handler
+    for process in others:
+        assert process.stdout.readline() == b"ready\n"
+        process.stdout.close()
     with supervisor.forwarding():
         signal.raise_signal(signal.SIGTERM)
         assert supervisor.wait(others) == 75
@@ -171,7 +197,7 @@ def test_the_launcher_trains_in_two_processes_of_its_own(train_arguments, tmp_pa
     run_dir = tmp_path / "run"
     launched = start_lorafit(*train_arguments(run_dir, "--num-processes", 2, "--json",
                              gradient_accumulation_steps=None, effective_batch_size=4))  # fmt: skip
-    out, err = launched.communicate(timeout=120)
+    out, err = launched.communicate(timeout=600)
     assert launched.returncode == 0, err
     assert out.count('"status": "completed"') == 1
     assert "x 2 device = 4 effective batch" in err
@@ -190,7 +216,7 @@ def test_two_launchers_train_as_two_machines(train_arguments, tmp_path):
         )
         for rank in (1, 0)
     ]  # fmt: skip
-    (_, second), (_, first) = (machine.communicate(timeout=120) for machine in machines)
+    (_, second), (_, first) = (machine.communicate(timeout=600) for machine in machines)
     assert [machine.returncode for machine in machines] == [0, 0], first + second
     assert second == ""
     assert "x 2 device = 4 effective batch" in first
@@ -202,7 +228,7 @@ def test_a_machine_that_dies_ends_the_other_and_both_start_again(train_arguments
     run_dir, port = tmp_path / "run", free_port()
     arguments = train_arguments(
         run_dir, gradient_accumulation_steps=None, effective_batch_size=4, max_steps=2000,
-        save_steps=5, eval_steps=2000, ddp_timeout=30,
+        save_steps=5, eval_steps=2000, ddp_timeout=120,
     )  # fmt: skip
 
     def start(rank):
@@ -214,7 +240,7 @@ def test_a_machine_that_dies_ends_the_other_and_both_start_again(train_arguments
     first, second = start(0), start(1)
     wait_for((run_dir / "checkpoint-5").is_dir)
     second.kill()  # its process ends with it
-    _, err = first.communicate(timeout=60)
+    _, err = first.communicate(timeout=600)
     second.communicate()
     assert first.returncode in (4, 75, 143), err
     before = len(read_events(run_dir))
@@ -222,13 +248,13 @@ def test_a_machine_that_dies_ends_the_other_and_both_start_again(train_arguments
     wait_for(lambda: len(read_events(run_dir)) > before + 5)
     for machine in (first, second):
         machine.send_signal(signal.SIGTERM)
-    _, err = first.communicate(timeout=60)
-    second.communicate(timeout=60)
+    _, err = first.communicate(timeout=600)
+    second.communicate(timeout=600)
     assert (first.returncode, second.returncode) == (75, 75), err
     assert "continuing from checkpoint-" in err
 
 
-def wait_for(condition, seconds=90):
+def wait_for(condition, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -244,7 +270,7 @@ def test_processes_end_with_a_launcher_that_is_killed(train_arguments, tmp_path)
     )  # fmt: skip
     wait_for(lambda: len(read_events(run_dir)) > 2)
     launched.kill()
-    launched.communicate(timeout=60)  # until the last of them has closed the streams
-    wait_for(lambda: '"interrupted"' in (run_dir / "run.json").read_text(), 20)
+    launched.communicate(timeout=600)  # until the last of them has closed the streams
+    wait_for(lambda: '"interrupted"' in (run_dir / "run.json").read_text())
     assert [path.name for path in run_dir.iterdir() if path.name.startswith("checkpoint-")]
     assert "LORAFIT_LAUNCHER" not in os.environ

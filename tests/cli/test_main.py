@@ -16,7 +16,7 @@ NAMES = [command.name for command in COMMANDS]
 
 def run_process(*arguments, **options):
     process = start_lorafit(*arguments, **options)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert "Traceback" not in out + err
     return process.returncode, out, err
 

@@ -123,6 +123,11 @@ def test_text_becomes_the_settings_type(name, text, value):
     assert getattr(resolve_layers([flags_layer({name: text})]).settings, name) == value
 
 
+def test_pefts_all_linear_is_the_default_of_the_targets():
+    for layer in (flags_layer({"target_modules": "all-linear"}), overrides_layer(["lora_r=8"])):
+        assert resolve_layers([layer]).settings.target_modules is None
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

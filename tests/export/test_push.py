@@ -14,7 +14,7 @@ def push(hub, *arguments, **environment):
         **{"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
            "HF_TOKEN": hub.token} | environment,
     )  # fmt: skip
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert "Traceback" not in out + err
     return process.returncode, out, err
 

@@ -28,6 +28,10 @@ class Board:
     processes: tuple[tuple[int, int | None], ...] = ()
     slices: tuple["Board", ...] = ()
     ecc_errors: int | None = None
+    celsius: int | None = None
+    slowdown_celsius: int | None = None
+    clock_reasons: int | None = None
+    p2p_status: int | None = None
 
 
 T4 = Board("Tesla T4", "GPU-0b9f8f1c-3b0a-9a40-7b5e-1f0e4f1a2b3c", 15_360, 448, 0, (7, 5))
@@ -74,6 +78,11 @@ class RecordedNvml:
     nvmlMemory_v2: int = 0x2000028
     NVML_MEMORY_ERROR_TYPE_UNCORRECTED: int = 1
     NVML_VOLATILE_ECC: int = 0
+    NVML_TEMPERATURE_GPU: int = 0
+    NVML_TEMPERATURE_THRESHOLD_SLOWDOWN: int = 1
+    NVML_P2P_CAPS_INDEX_WRITE: int = 1
+    NVML_P2P_STATUS_OK: int = 0
+    NVML_P2P_STATUS_UNKNOWN: int = 6
     num_open: int = field(default=0)
 
     NVMLError = NVMLError
@@ -139,6 +148,27 @@ class RecordedNvml:
         if board.ecc_errors is None:
             raise NVMLError("Not Supported")
         return board.ecc_errors
+
+    def nvmlDeviceGetTemperature(self, board: Board, sensor: int) -> int:
+        assert sensor == self.NVML_TEMPERATURE_GPU
+        return _supported(board.celsius)
+
+    def nvmlDeviceGetTemperatureThreshold(self, board: Board, threshold: int) -> int:
+        assert threshold == self.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
+        return _supported(board.slowdown_celsius)
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, board: Board) -> int:
+        return _supported(board.clock_reasons)
+
+    def nvmlDeviceGetP2PStatus(self, left: Board, right: Board, capability: int) -> int:
+        assert capability == self.NVML_P2P_CAPS_INDEX_WRITE
+        return max(_supported(left.p2p_status), _supported(right.p2p_status))
+
+
+def _supported(value: int | None) -> int:
+    if value is None:
+        raise NVMLError("Not Supported")
+    return value
 
 
 TORCH_CUDA = """from typing import Optional

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -242,3 +243,35 @@ def test_metal_budget_is_at_least_what_the_catalog_says():
     device = detect_device("mps")
     assert device.catalog_key is not None
     assert device.usable_bytes >= planned_device(device.catalog_key).usable_bytes * 0.99
+
+
+# -- Temperature, slowdowns, ways between GPUs ---------------------------------------------
+
+
+def test_temperature_and_slowdowns_are_read_and_what_is_normal_is_left_out():
+    # 0x04 is the power limit, which a busy GPU runs into as it should.
+    hot = replace(A10, celsius=91, slowdown_celsius=90, clock_reasons=0x04 | 0x20 | 0x40)
+    state = read_nvml(RecordedNvml([hot])).gpus[0].state
+    assert state.temperature == "91 °C, slows down at 90 °C"
+    assert state.slowed_by == ("the driver, for heat", "the hardware, for heat")
+    assert state.is_near_slowdown
+    busy = replace(A10, celsius=70, slowdown_celsius=90, clock_reasons=0x01 | 0x02 | 0x04)
+    state = read_nvml(RecordedNvml([busy])).gpus[0].state
+    assert (state.slowed_by, state.is_near_slowdown) == ((), False)
+
+
+def test_a_gpu_that_tells_nothing_of_its_state_is_still_found():
+    state = read_nvml(RecordedNvml([T4])).gpus[0].state
+    assert (state.temperature, state.slowed_by) == ("temperature unknown", ())
+    assert not state.is_near_slowdown
+    no_limit = replace(T4, celsius=70)
+    assert read_nvml(RecordedNvml([no_limit])).gpus[0].state.temperature == "70 °C"
+
+
+def test_pairs_of_gpus_without_a_direct_way_are_found():
+    linked, apart = replace(A10, p2p_status=0), replace(A10, p2p_status=5)
+    report = read_nvml(RecordedNvml([linked, linked, apart]))
+    assert report.separate_pairs == ((0, 2), (1, 2))
+    # 6 is unknown, and an older driver does not answer at all.
+    assert read_nvml(RecordedNvml([replace(A10, p2p_status=6)] * 2)).separate_pairs == ()
+    assert read_nvml(RecordedNvml([A10, A10])).separate_pairs == ()

@@ -49,8 +49,8 @@ def test_a_cpu_is_measured_quickly_and_draws_nothing_random():
     import torch
 
     before = torch.get_rng_state()
-    started = time.monotonic()
+    started = time.process_time()
     flops = measure_product_flops("float32")
     assert 1e8 < flops < 1e15
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     assert torch.equal(before, torch.get_rng_state())

@@ -7,6 +7,7 @@ import pytest
 from tiny import colour_rows, write_jsonl
 
 from lorafit.config.batch import BatchPlan
+from lorafit.data.micro_batches import MicroBatchLimits
 from lorafit.data.packing import pack_rows
 from lorafit.hardware.info import Choice
 from lorafit.memory.planner import PAD_TO_MULTIPLE
@@ -52,6 +53,22 @@ def test_steps_without_padding_are_the_steps_of_the_padded_run(train, tiny_model
             assert one[name] == other[name]
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+def test_validation_goes_the_way_of_training_and_has_the_losses_of_padded_rows(
+    train, tiny_model, monkeypatch
+):
+    from lorafit.data.collate import Collator
+
+    model = tiny_model(resid_pdrop=0.0)
+    options = {"model": model, "max_steps": 4, "lora_dropout": 0, "eval_steps": 2}
+    padded = train("padded", padding_free="false", **options)
+    # Nothing is padded from here on.
+    monkeypatch.setattr(Collator, "__call__", None)
+    plain = train("plain", **options)
+    losses = [[event.get("validation_loss") for event in events] for events in (padded, plain)]
+    assert [loss is not None for loss in losses[0]] == [False, True, False, True]
+    assert losses[1][1::2] == pytest.approx(losses[0][1::2], rel=1e-6)
 
 
 def test_a_longer_row_than_the_others_is_no_trouble(train, tmp_path):
@@ -190,7 +207,15 @@ def test_padded_rows_are_counted_and_not_measured():
     [("cuda", "varlen", 4, 5), ("cpu", None, 4, 4), ("cpu", "documents", 64, 10)],
 )
 def test_validation_takes_no_more_tokens_than_training(kind, attention, units, rows):
-    assert make(kind, attention, units=units).eval_rows == rows
+    batching = make(kind, attention, units=units)
+    assert batching.eval_rows == rows
+    assert batching.eval_limits(rows).tokens == batching.limits.tokens
+
+
+def test_validation_batches_grow_and_shrink_with_their_rows():
+    batching = make("cuda", "varlen", units=4)
+    assert [batching.eval_limits(rows).tokens for rows in (10, 5, 2, 1)] == [1024, 512, 204, 102]
+    assert make(attention=None).eval_limits(3) == MicroBatchLimits(3)
 
 
 def test_metal_sees_a_few_lengths():

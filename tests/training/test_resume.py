@@ -86,6 +86,7 @@ def test_single_micro_batches_and_another_optimizer_resume_too(check):
         {"use_dora": True, "use_rslora": True},
         {"gradient_accumulation_steps": 2, "label_smoothing_factor": 0.1},
         {"modules_to_save": "lm_head"},
+        {"target_modules": "q_proj,lm_head", "lora_dropout": 0.1},
     ],
     ids="-".join,
 )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import colour_rows, write_jsonl
+from tiny import colour_rows, count_supervised, write_jsonl
 from transformers import TrainerCallback
 
 from lorafit.config.schema import Settings
@@ -11,7 +11,7 @@ from lorafit.data.load import load_source
 from lorafit.data.micro_batches import MicroBatchLimits
 from lorafit.model.build import add_adapter, load_base
 from lorafit.model.source import locate_model
-from lorafit.model.step import count_supervised, make_optimizer, training_step
+from lorafit.model.step import make_optimizer, training_step
 from lorafit.model.tokenizer import tokenizer_of
 from lorafit.report.tally import Tally
 from lorafit.training.arguments import training_arguments
@@ -80,7 +80,6 @@ def test_the_trainer_takes_the_very_steps_of_training_step(tiny_model, tmp_path,
     trainer = LoraTrainer(
         settings=settings, run_id="x", observers=[recorder], stop=StopRequest(),
         model=trained, train_dataset=rows, recovery=recovery(), collate=recording,
-        eval_collate=collate,
         args=training_arguments(
             settings, run_dir=tmp_path, rows_per_step=2 * ACCUMULATION,
             dtype=torch.float32, device_kind="cpu", compile_model=False, validate=False,
@@ -119,7 +118,7 @@ def test_tokens_are_counted_without_padding_over_the_whole_step(tiny_model, tmp_
     trainer = LoraTrainer(
         settings=settings, run_id="x", observers=[recorder], stop=StopRequest(),
         model=add_adapter(base, settings)[0], train_dataset=rows, recovery=recovery(),
-        collate=Collator(0, 8), eval_collate=Collator(0, 8),
+        collate=Collator(0, 8),
         args=training_arguments(
             settings, run_dir=tmp_path, rows_per_step=6, dtype=torch.float32,
             device_kind="cpu", compile_model=False, validate=False,

@@ -11,7 +11,7 @@ from typing import Any
 from lorafit.errors import InputError
 from lorafit.report.events import EVENTS_FILE, read_events
 from lorafit.report.run_record import RUN_FILE
-from lorafit.text import excerpt
+from lorafit.text import excerpt, shell_word
 
 SAMPLES_FILE = "samples.jsonl"
 _TABLES = ("settings", "plan", "versions", "results")
@@ -100,6 +100,16 @@ def record_values(folder: Path) -> Iterator[None]:
         ) from problem
 
 
+def _runs_near(folder: Path) -> str:
+    """Return the hint for a folder without a run: the runs that lie in or beside it."""
+    around = folder if folder.is_dir() else folder.parent
+    with contextlib.suppress(OSError):
+        runs = sorted(path.parent for path in around.glob(f"*/{RUN_FILE}"))
+        if runs:
+            return f"runs in {shell_word(around)}: " + ", ".join(map(shell_word, runs[:8]))
+    return "name the --output-dir of a `lorafit train`"
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """Return a run's run.json.
 
@@ -112,7 +122,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{what}, so it is not a run",
             where=excerpt(str(folder)),
-            hint="name the --output-dir of a `lorafit train`",
+            hint=_runs_near(folder),
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

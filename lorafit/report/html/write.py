@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorafit.errors import StorageError
+from lorafit.files import storage_errors
 from lorafit.report.html.render import GENERATOR, render_page
 from lorafit.report.html.source import RunData, load_run
 
@@ -19,7 +20,7 @@ def write_report(runs: Sequence[RunData], output: Path) -> None:
     Raises:
         StorageError: the file cannot be written, or holds something else than a report.
     """
-    try:
+    with storage_errors("the report cannot be written", output, hint="choose another --output"):
         if output.exists() and not is_report(output):
             raise StorageError(
                 "holds something else than a lorafit report, which would be lost",
@@ -29,12 +30,6 @@ def write_report(runs: Sequence[RunData], output: Path) -> None:
         staging = output.with_name(f".staging-{output.name}")
         staging.write_text(render_page(runs), encoding="utf-8")
         os.replace(staging, output)
-    except OSError as problem:
-        raise StorageError(
-            f"the report cannot be written: {problem.strerror or problem}",
-            where=str(output),
-            hint="choose another --output",
-        ) from None
 
 
 def is_report(path: Path) -> bool:

@@ -21,8 +21,7 @@ from lorafit.config.layers import Origin, Resolved
 from lorafit.config.schema import Settings
 from lorafit.hardware.info import DeviceInfo
 from lorafit.memory.architecture import Architecture, read_architecture
-from lorafit.memory.closed_form import compute_dtype
-from lorafit.memory.estimate import Estimate, Peak, verdict_of, verdict_reason
+from lorafit.memory.estimate import Estimate, Peak, compute_dtype, verdict_of, verdict_reason
 from lorafit.memory.planner import FittedPlan
 from lorafit.model.source import ModelSource
 from lorafit.training.fit import estimate_run, model_config
@@ -155,7 +154,7 @@ def _with_generation(
     rows: int,
 ) -> Estimate:
     arch = read_architecture(config)
-    is_wide = compute_dtype(settings, dict(config), device) == "float32"
+    is_wide = compute_dtype(settings, dict(config), device).value == "float32"
     writing = generation_memory(arch, rows, settings.max_length, 4 if is_wide else 2)
     resident = sum(step.breakdown.get(name, 0) for name in _RESIDENT)
     process = resident + writing.total_bytes

@@ -3,14 +3,16 @@
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafit.data.rl_rows import MethodData
-from lorafit.errors import DataError, MemoryFitError, RunInterruptedError
+from lorafit.errors import DataError, MemoryFitError
 from lorafit.report.records import RunObserver
 from lorafit.text import excerpt
 from lorafit.training.folder import Start, machine_facts
+from lorafit.training.loop import train_to_end
 from lorafit.training.oom import MemoryRecovery, is_out_of_memory
 from lorafit.training.plan import RunPlan
 from lorafit.training.rl.rewards import load_reward_functions
@@ -51,17 +53,24 @@ def _with_fields(plan: RunPlan, reward: Reward) -> Reward:
     return rewards
 
 
-def take_method_steps(
-    plan: RunPlan,
-    start: Start,
-    model: "PeftModel",
-    device: "torch.device",
-    observers: Sequence[RunObserver],
-    note: Callable[[str], None],
-    recovery: MemoryRecovery,
-    stop: StopRequest,
-    rewards: Sequence[Reward],
-) -> None:
+@dataclass(frozen=True)
+class MethodRun:
+    """A grpo or dpo run, ready to take its steps."""
+
+    plan: RunPlan
+    start: Start
+    model: "PeftModel"
+    device: "torch.device"
+    rewards: Sequence[Reward]
+    """As `load_rewards` returns them."""
+    observers: Sequence[RunObserver]
+    note: Callable[[str], None]
+    """Records and tells what a person should know."""
+    recovery: MemoryRecovery
+    stop: StopRequest
+
+
+def take_method_steps(run: MethodRun) -> None:
     """Take all steps of a grpo or dpo run.
 
     Raises:
@@ -71,57 +80,32 @@ def take_method_steps(
         MemoryFitError: memory ran out.
         RunInterruptedError: a signal asked to stop, and a checkpoint was saved.
     """
-    settings, batch = plan.settings, plan.batch
+    plan = run.plan
     assert isinstance(plan.data, MethodData)
-    rows, micro_batch = plan.data.rows, batch.per_device_train_batch_size
+    rows, micro_batch = plan.data.rows, plan.batch.per_device_train_batch_size
     if len(rows) < micro_batch:
         raise DataError(
             f"holds {len(rows)} rows, fewer than the micro-batch of {micro_batch}",
-            where=str(settings.data),
+            where=str(plan.settings.data),
             hint=f"--per-device-train-batch-size {len(rows)} at most",
         )
-    trainer = _trainer(plan, start, model, device, observers, note, recovery, stop, rewards)
-    stop.begin_saving()
-    for observer in observers:
-        observer.on_start(plan.schedule.total_steps, start.step)
+    trainer = _trainer(run, plan.data)
     try:
-        trainer.train(
-            resume_from_checkpoint=str(start.checkpoint.folder) if start.checkpoint else None
-        )
+        train_to_end(trainer, run.start, plan.schedule.total_steps, run.observers, run.stop)
     except (RuntimeError, MemoryError) as failure:
         if not is_out_of_memory(failure):
             raise
         raise _out_of_memory(plan, failure) from failure
-    finally:
-        for observer in observers:
-            observer.on_end()
-    step = trainer.state.global_step
-    if stop.received is not None and step < plan.schedule.total_steps:
-        raise RunInterruptedError(
-            f"{stop.received.name} received: saved at step {step} of {plan.schedule.total_steps}",
-            hint="run the same command again to go on from there",
-        )
 
 
-def _trainer(
-    plan: RunPlan,
-    start: Start,
-    model: "PeftModel",
-    device: "torch.device",
-    observers: Sequence[RunObserver],
-    note: Callable[[str], None],
-    recovery: MemoryRecovery,
-    stop: StopRequest,
-    rewards: Sequence[Reward],
-) -> Any:
+def _trainer(run: MethodRun, data: MethodData) -> Any:
     import torch
     from datasets import Dataset
 
     _quiet_trl()
     from lorafit.training.rl import trainer as trl_trainers
 
-    settings, batch = plan.settings, plan.batch
-    assert isinstance(plan.data, MethodData)
+    plan, settings, batch = run.plan, run.plan.settings, run.plan.batch
     arguments = trl_trainers.trainer_arguments(
         settings,
         run_dir=Path(settings.output_dir),
@@ -130,29 +114,29 @@ def _trainer(
         total_steps=plan.schedule.total_steps,
         warmup_steps=plan.schedule.warmup_steps,
         dtype=getattr(torch, plan.dtype.value),
-        device_kind=device.type,
+        device_kind=run.device.type,
     )
     tokenizer = plan.tokenizer
     # Padding is masked everywhere; the id only has to be one that the model has.
     tokenizer.pad_token_id = plan.pad.token_id
     options: dict[str, Any] = {
-        "model": model,
+        "model": run.model,
         "settings": settings,
-        "run_id": start.run_id,
-        "observers": observers,
-        "stop": stop,
-        "recovery": recovery,
+        "run_id": run.start.run_id,
+        "observers": run.observers,
+        "stop": run.stop,
+        "recovery": run.recovery,
         "facts": machine_facts(plan),
-        "note": note,
+        "note": run.note,
         "args": arguments,
         "processing_class": tokenizer,
     }
     if settings.method == "dpo":
-        rows = Dataset.from_list(list(plan.data.rows))
+        rows = Dataset.from_list(list(data.rows))
         return trl_trainers.LoraDpoTrainer(train_dataset=rows, **options)
-    prompts = [{"prompt": row["prompt"], "row": index} for index, row in enumerate(plan.data.rows)]
+    prompts = [{"prompt": row["prompt"], "row": index} for index, row in enumerate(data.rows)]
     return trl_trainers.LoraGrpoTrainer(
-        train_dataset=Dataset.from_list(prompts), reward_funcs=list(rewards), **options
+        train_dataset=Dataset.from_list(prompts), reward_funcs=list(run.rewards), **options
     )
 
 

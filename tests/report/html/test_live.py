@@ -26,7 +26,7 @@ def served(tmp_path):
         thread.start()
 
         def ask(path="/", method="GET", host=None):
-            connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+            connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
             try:
                 headers = {"Host": host or f"127.0.0.1:{server.server_port}"}
                 connection.request(method, path, headers=headers)
@@ -168,13 +168,13 @@ def test_serve_ends_cleanly_on_ctrl_c(tmp_path):
     process = start_lorafit("serve", folder)
     url = urlsplit(process.stdout.readline().strip())
     assert url.hostname == "127.0.0.1"
-    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=10)
+    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=600)
     connection.request("GET", "/")
     assert connection.getresponse().status == 200
     connection.close()
     time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0
     assert "Ctrl-C ends the server, not the run" in err
     assert "Traceback" not in out + err

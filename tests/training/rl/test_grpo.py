@@ -97,13 +97,13 @@ def test_a_terminated_run_ends_with_75_and_a_checkpoint_of_its_last_step(grpo_ar
     run_dir = tmp_path / "run"
     arguments = grpo_arguments(run_dir, max_steps=400, save_steps=400)
     with start_lorafit(*arguments) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline and process.poll() is None:
             if (run_dir / "events.jsonl").is_file() and len(read_events(run_dir)) >= 2:
                 process.send_signal(signal.SIGTERM)
                 break
             time.sleep(0.05)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     assert process.returncode == 75
     saved = [int(path.name.split("-")[1]) for path in run_dir.glob("checkpoint-*")]
     assert saved == [len(read_events(run_dir))]

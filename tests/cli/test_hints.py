@@ -1,0 +1,138 @@
+"""What people type by mistake, and the hint that says what they meant."""
+
+import pytest
+
+from lorafit.cli.next_steps import next_step
+from lorafit.data.kinds_hint import KINDS_HINT, kinds_hint
+from lorafit.errors import AdapterError
+from lorafit.model.adapter import verify_adapter
+
+AXOLOTL = """\
+base_model: microsoft/phi-2
+datasets: []
+val_set_size: 0.05
+evals_per_epoch: 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["my.jsonl"], "--data my.jsonl"),
+        (["my rows.csv"], "--data 'my rows.csv'"),
+        (["my.yaml"], "--config my.yaml"),
+        (["balanced"], "write key=value"),
+        (["lr=1e-4"], "did you mean learning_rate?"),
+        (["load_in_4bit=true"], "did you mean quantization?"),
+    ],
+)
+def test_a_wrong_argument_of_train_says_what_to_type(run_lorafit, arguments, hint):
+    outcome = run_lorafit("train", *arguments)
+    assert outcome.code == 2
+    assert hint in outcome.err
+
+
+def test_a_file_of_another_tool_is_sent_to_convert_once(run_lorafit, tmp_path):
+    file = tmp_path / "axolotl.yml"
+    file.write_text(AXOLOTL)
+    outcome = run_lorafit("train", "--config", file)
+    assert outcome.code == 3
+    assert outcome.err.count(f"lorafit config convert {file}") == 1
+    assert run_lorafit("config", "convert", file).code == 0
+
+
+def test_two_wrong_names_are_typing_errors_and_not_another_tool(run_lorafit, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("learning_rat: 1e-4\nmax_lenght: 512\n")
+    outcome = run_lorafit("train", "--config", file)
+    assert "did you mean learning_rate?" in outcome.err
+    assert "config convert" not in outcome.err
+
+
+def test_a_python_file_is_converted_not_renamed(run_lorafit, tmp_path):
+    file = tmp_path / "train.py"
+    file.write_text("learning_rate = 1e-4\n")
+    outcome = run_lorafit("train", "--config", file)
+    assert outcome.code == 3
+    assert f"lorafit config convert {file} --output" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["phi-2", "microsoft/phi2", "Phi_2"])
+def test_a_model_without_its_owner_is_guessed(run_lorafit, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "my.jsonl").write_text('{"text": "a"}\n' * 20)
+    outcome = run_lorafit("train", "--data", tmp_path / "my.jsonl", "--model", name)
+    assert outcome.code == 3
+    assert "did you mean microsoft/phi-2?" in outcome.err
+
+
+def test_a_model_of_ones_own_is_not_guessed(run_lorafit, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "my.jsonl").write_text('{"text": "a"}\n' * 20)
+    outcome = run_lorafit("train", "--data", tmp_path / "my.jsonl", "--model", "me/phi-2-mine")
+    assert outcome.code == 3
+    assert "did you mean" not in outcome.err
+
+
+def test_columns_of_other_names_become_the_flags_that_read_them(run_lorafit, tmp_path):
+    file = tmp_path / "faq.csv"
+    file.write_text("Question,answer\nWhy?,Because.\n")
+    wrong = run_lorafit("data", "inspect", file)
+    assert wrong.code == 3
+    flags = ["--prompt-template", "{Question}", "--completion-template", "{answer}"]
+    assert '--prompt-template "{Question}" --completion-template "{answer}"' in wrong.err
+    assert run_lorafit("data", "inspect", file, *flags).code == 0
+
+
+def test_fields_that_no_flag_could_name_get_the_general_hint():
+    assert kinds_hint(["$(rm)", "answer"]) == KINDS_HINT
+    assert kinds_hint([]) == KINDS_HINT
+    assert "messages" in kinds_hint(["id", "conversations"])
+
+
+def test_the_step_after_an_inspection_reads_the_same_rows_the_same_way():
+    words = ["data", "inspect", "my rows.csv", "--prompt-template={q}", "--show-mask", "1"]
+    step = next_step([*words, "--completion-template", "{a}", "--train-on-prompt"])
+    assert step == (
+        "lorafit train --preset balanced --dry-run --data 'my rows.csv' --prompt-template '{q}' "
+        "--completion-template '{a}' --train-on-prompt"
+    )
+
+
+def test_the_step_after_a_plan_for_another_machine_leaves_its_name_out():
+    assert next_step(["train", "--dry-run"]) == "the same command without --dry-run"
+    elsewhere = next_step(["train", "--hardware", "a10g", "--dry-run"])
+    assert elsewhere == "on that machine, the same command without --hardware and --dry-run"
+
+
+def test_help_keeps_brackets_and_shows_lists_plainly(run_lorafit):
+    text = " ".join(run_lorafit("train", "--help").out.replace("│", " ").split())
+    assert "lorafit[wandb]" in text
+    assert "[tensorboard]" in text
+    assert "('tensorboard'" not in text
+
+
+def test_a_folder_that_is_no_run_names_the_runs_in_it(run_lorafit, tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "run.json").write_text("{}")
+    outcome = run_lorafit("report", tmp_path)
+    assert outcome.code == 3
+    assert f"runs in {tmp_path}: {tmp_path / 'first'}" in outcome.err
+
+
+def test_the_adapter_of_a_run_that_has_not_ended_is_still_to_come(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "manifest.json").write_text("{}")
+    with pytest.raises(AdapterError) as refused:
+        verify_adapter(tmp_path / "adapter")
+    assert "the run has not ended" in refused.value.hint
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_a_plan_that_computes_twice_with_memory_to_spare_names_fit(
+    run_lorafit, train_arguments, tmp_path, is_on
+):
+    arguments = train_arguments(tmp_path / "run", "--dry-run", gradient_checkpointing=is_on)
+    outcome = run_lorafit(*arguments)
+    assert outcome.code == 0
+    assert ("--fit finds what is faster" in " ".join(outcome.err.split())) is is_on
