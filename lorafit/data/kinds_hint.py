@@ -17,11 +17,6 @@ _ANSWERS = (
 def kinds_hint(fields: Iterable[object]) -> str:
     """Return the hint for a row with these fields: the very flags where they can be told."""
     names = [str(field) for field in fields]
-    if "conversations" in names:
-        return (
-            "write conversations as messages: each turn has a role (human is user, gpt is "
-            "assistant) and a content"
-        )
     usable = {name.lower(): name for name in names if re.fullmatch(r"[A-Za-z_]\w{0,39}", name)}
     question = next((usable[name] for name in _QUESTIONS if name in usable), None)
     answer = next((usable[name] for name in _ANSWERS if name in usable), None)

@@ -2,7 +2,8 @@
 
 Kinds, told apart by their fields:
 
-* `messages`: `messages`, a list of `{role, content}`
+* `messages`: `messages`, a list of `{role, content}`, or ShareGPT's `conversations`, a list of
+  `{from, value}`
 * `prompt-completion`: `prompt` and `completion`
 * `instruction`: `instruction` and `output`, perhaps `input`
 * `text`: `text`
@@ -32,10 +33,12 @@ from lorafit.text import excerpt
 RecordKind = Literal["text", "prompt-completion", "instruction", "messages", "template"]
 
 ROLES = ("system", "user", "assistant")
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 # In the order in which they are looked for; every field must be there.
 _REQUIRED_FIELDS: tuple[tuple[RecordKind, tuple[str, ...]], ...] = (
     ("messages", ("messages",)),
+    ("messages", ("conversations",)),
     ("prompt-completion", ("prompt", "completion")),
     ("instruction", ("instruction", "output")),
     ("text", ("text",)),
@@ -259,8 +262,8 @@ def _fields_used(
     label = frozenset({label_field or "label"})
     if templates:
         return templates.prompt.fields | templates.completion.fields | label
-    optional = frozenset({"input"} if kind == "instruction" else ())
-    return frozenset(dict(_REQUIRED_FIELDS)[kind]) | optional | label
+    names = {name for known, required in _REQUIRED_FIELDS if known == kind for name in required}
+    return label | names | ({"input"} if kind == "instruction" else set())
 
 
 def _build(
@@ -271,7 +274,8 @@ def _build(
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
     if kind == "messages":
-        messages = _messages(fields["messages"])
+        turns = fields["messages"] if "messages" in fields else _turns(fields["conversations"])
+        messages = _messages(turns)
         completion = messages[-1].content
     elif kind == "text":
         completion = _text(fields, "text")
@@ -311,6 +315,18 @@ def _label(fields: Mapping[str, Any], label_field: str | None) -> str | None:
             raise RowError(f"the label {name!r} must be text or a number")
         return None
     return check_text(str(value), name)
+
+
+def _turns(value: Any) -> Any:
+    """Return ShareGPT's turns as `{role, content}`; what is none of them stays as it is."""
+    if not isinstance(value, list):
+        raise RowError(f"'conversations' must be a list of {{from, value}}, not {type_name(value)}")
+    return [
+        {"role": _SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+        if isinstance(turn, dict) and isinstance(turn.get("from"), str) and "value" in turn
+        else turn
+        for turn in value
+    ]
 
 
 def _messages(value: Any) -> tuple[Message, ...]:

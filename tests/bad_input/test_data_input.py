@@ -312,6 +312,20 @@ def test_b44_refuses_conversations_that_make_no_sense(write, messages, why):
     assert why in str(error)
 
 
+@pytest.mark.row("B44")
+@pytest.mark.parametrize(
+    ("turns", "why"),
+    [
+        ("hi", "'conversations' must be a list of {from, value}, not a string"),
+        ([{"from": "human", "value": "x"}, {"from": "tool", "value": "y"}], "has the role 'tool'"),
+        ([{"from": "human", "value": 3}], "content must be text"),
+        ([{"from": ["human"], "value": "x"}], "message 1 must be an object with role and content"),
+    ],
+)
+def test_b44_refuses_sharegpts_turns_that_make_no_sense(write, turns, why):
+    assert why in str(refused(write(json.dumps({"conversations": turns}))))
+
+
 def test_refuses_a_row_without_its_label_when_the_field_is_named(write):
     path = write('{"text": "a", "gold": "x"}\n{"text": "b"}')
     assert f"{path}:2: the label field 'gold' is missing" in str(refused(path, label_field="gold"))

@@ -87,7 +87,6 @@ def test_columns_of_other_names_become_the_flags_that_read_them(run_lorafit, tmp
 def test_fields_that_no_flag_could_name_get_the_general_hint():
     assert kinds_hint(["$(rm)", "answer"]) == KINDS_HINT
     assert kinds_hint([]) == KINDS_HINT
-    assert "messages" in kinds_hint(["id", "conversations"])
 
 
 def test_the_step_after_an_inspection_reads_the_same_rows_the_same_way():

@@ -68,6 +68,19 @@ def test_says_which_chat_template_writes_conversations(tokenizer, write_rows):
     assert "written by chatml" in "\n".join(data.report.lines())
 
 
+def test_sharegpts_conversations_are_the_same_rows_as_messages(tokenizer, write_rows):
+    turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"},
+             {"role": "assistant", "content": "ho"}]  # fmt: skip
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    theirs = [{"from": names[turn["role"]], "value": turn["content"]} for turn in turns]
+    loaded = [
+        load_training_data(settings_for(write_rows([row] * 3), chat_template="chatml"), tokenizer)
+        for row in ({"messages": turns}, {"conversations": theirs, "id": "x"})
+    ]
+    assert loaded[0].kind == loaded[1].kind == "messages"
+    assert loaded[0].train[0] == loaded[1].train[0]
+
+
 @pytest.mark.row("B36")
 def test_b36_warns_of_a_single_row_and_trains_on_it(tokenizer, write_rows):
     data = load_training_data(settings_for(write_rows([{"text": "hello"}])), tokenizer)
