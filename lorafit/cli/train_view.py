@@ -20,7 +20,7 @@ def say_import(plan: "RunPlan", choice: "ResumeChoice") -> None:
     """Show what of a foreign checkpoint is taken over, unless this run went on from it before."""
     from lorafit.cli.import_view import render_import
     from lorafit.training.folder import find_start
-    from lorafit.training.hf_import import examine_hf_checkpoint
+    from lorafit.training.hf_compare import examine_hf_checkpoint
 
     start = find_start(plan, choice)
     if start.imports is not None:
