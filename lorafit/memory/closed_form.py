@@ -20,6 +20,7 @@ from lorafit.memory.estimate import (
     compute_dtype,
     gpu_traits,
     hardware_facts,
+    kept_bytes,
     process_context_bytes,
     verdict_of,
     verdict_reason,
@@ -127,7 +128,9 @@ def estimate_quickly(
     }
     breakdown = {name: int(size) for name, size in parts.items()}
     allocated = sum(breakdown.values())
-    breakdown["fragmentation_bytes"] = _fragmentation_bytes(run)
+    breakdown["fragmentation_bytes"] = _fragmentation_bytes(run) or kept_bytes(
+        settings, device, allocated
+    )
     breakdown["context_bytes"] = context
     reserved = allocated + breakdown["fragmentation_bytes"]
     return QuickEstimate(Peak(allocated, reserved, reserved + context, phase), breakdown)

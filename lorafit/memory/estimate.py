@@ -29,9 +29,12 @@ SCHEMA_VERSION = 1
 TIGHT_FRACTION = 0.1
 """Headroom below this share of the capacity is tight: other processes and longer rows eat it."""
 
-_CPU_PROCESS_BYTES = 490 * MIB
+_CPU_PROCESS_BYTES = 455 * MIB
 """Python, PyTorch, transformers, PEFT and their code, measured on Linux x86-64 (torch 2.13) as
 the resident memory of a process that trains a model of no size; bench/memory_cpu.py measures it."""
+_CPU_KEPT_BYTES = 45 * MIB
+"""What lies free between small blocks in use, where training has the C library reuse them (see
+`malloc.reuse_small_blocks`): fitted to bench/memory_cpu.py."""
 _MPS_PROCESS_BYTES = 300 * MIB
 """What Metal keeps beside PyTorch's tensors: kernels, command buffers. A guess: never measured."""
 _DEFAULT_MULTIPROCESSORS = 80
@@ -167,7 +170,8 @@ def estimate_memory(
                 "it fits only because PyTorch gives cached memory back and asks again "
                 f"({limited.stats.num_alloc_retries} times), which is slow"
             )
-    peak = _peak(measured, context, gpu is not None)
+    kept = kept_bytes(settings, device, measured.stats.peak_allocated_bytes)
+    peak = _peak(measured, context, None if gpu is not None else kept)
     verdict = verdict_of(peak.process_bytes, device.usable_bytes, fits_by_releasing)
     reasons.append(verdict_reason(verdict, peak.process_bytes, device))
     return Estimate(
@@ -324,11 +328,21 @@ def _replay(
     return replay(trace, allocator)
 
 
-def _peak(measured: Replay, context: int, has_caching_allocator: bool) -> Peak:
+def kept_bytes(settings: Settings, device: DeviceInfo, allocated_bytes: int) -> int:
+    """Return what is kept beside the blocks in use where no allocator of PyTorch's caches.
+
+    Metal gives all of it back at once, and the CPU all but small blocks.
+    """
+    if device.kind != "cpu" or settings.kernels == "stock":
+        return 0
+    return min(_CPU_KEPT_BYTES, allocated_bytes)
+
+
+def _peak(measured: Replay, context: int, kept: int | None) -> Peak:
+    """Return the peak; `kept` is None where PyTorch's caching allocator decides what stays."""
     stats = measured.stats
     allocated = stats.peak_allocated_bytes
-    # Metal and the CPU give memory back at once: what is reserved is what is in use.
-    reserved = stats.peak_reserved_bytes if has_caching_allocator else allocated
+    reserved = stats.peak_reserved_bytes if kept is None else allocated + kept
     return Peak(allocated, reserved, reserved + context, measured.phase.name.lower())
 
 

@@ -18,7 +18,13 @@ from lorafit.hardware.info import Choice
 from lorafit.model.attention import ATTENTION_NAME, wants_block_attention
 from lorafit.model.lean.install import choose_lean_layers, install_lean_layers
 from lorafit.model.libraries import import_peft
-from lorafit.model.lora import Targets, choose_targets, lora_config, trainable_by_module
+from lorafit.model.lora import (
+    Targets,
+    choose_targets,
+    encoder_linears,
+    lora_config,
+    trainable_by_module,
+)
 from lorafit.model.loss import install_chunked_loss, why_not_chunked
 from lorafit.model.source import read_config
 from lorafit.text import excerpt
@@ -183,7 +189,8 @@ def add_adapter(base: "PreTrainedModel", settings: Settings) -> "tuple[PeftModel
     torch.manual_seed(settings.seed)
     # With accelerate's own logging there is nothing to gain from PEFT's dtype notices.
     logging.getLogger("peft").setLevel(logging.ERROR)
-    model: PeftModel = get_peft_model(base, lora_config(settings, targets))
+    excluded = encoder_linears(base, targets.names)
+    model: PeftModel = get_peft_model(base, lora_config(settings, targets, excluded))
     base.config.use_cache = False
     if settings.gradient_checkpointing:
         # Without re-entrance a checkpoint needs no gradient on its input, which a frozen

@@ -1,6 +1,6 @@
 """Which modules get an adapter, and the PEFT configuration for it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,20 +101,52 @@ def _is_tied(model: Any) -> bool:
 
 
 def linear_names(model: "nn.Module") -> tuple[str, ...]:
-    """Return the last names of all Linear modules but the output layer, in model order."""
-    from torch import nn
+    """Return the last names of all Linear modules that text goes through, in model order.
 
+    Without the output layer, and without the encoders of images that some models have.
+    """
     output = _output_layer(model)
     names = dict.fromkeys(
         name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not output
+        for name, module in _linears(_decoder(model))
+        if module is not output
     )
     return tuple(names)
 
 
-def lora_config(settings: Settings, targets: Targets) -> "LoraConfig":
-    """Return the PEFT configuration of the adapter."""
+def encoder_linears(model: "nn.Module", names: Iterable[str]) -> list[str]:
+    """Return the full names of Linear modules called so that text does not go through.
+
+    Encoders of images have a `q_proj` too: an adapter there would never learn from text.
+    """
+    reached = {id(module) for _, module in _linears(_decoder(model))} | {id(_output_layer(model))}
+    wanted = set(names)
+    return [
+        name
+        for name, module in _linears(model)
+        if id(module) not in reached and name.rpartition(".")[2] in wanted
+    ]
+
+
+def _linears(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
+    from torch import nn
+
+    return ((name, one) for name, one in model.named_modules() if isinstance(one, nn.Linear))
+
+
+def _decoder(model: "nn.Module") -> "nn.Module":
+    find: Callable[[], nn.Module | None] | None = getattr(model, "get_decoder", None)
+    return (find() if find is not None else None) or model
+
+
+def lora_config(settings: Settings, targets: Targets, excluded: Sequence[str] = ()) -> "LoraConfig":
+    """Return the PEFT configuration of the adapter.
+
+    Args:
+        settings: rank, scale, dropout.
+        targets: last names of the modules that get an adapter.
+        excluded: full names of modules that get none though they are called so.
+    """
     from peft import LoraConfig
 
     alpha = settings.lora_alpha
@@ -125,6 +157,7 @@ def lora_config(settings: Settings, targets: Targets) -> "LoraConfig":
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=list(targets.names),
+        exclude_modules=list(excluded) or None,
         modules_to_save=list(settings.modules_to_save) or None,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
