@@ -148,6 +148,8 @@ def _command(
     fault: Fault | None,
 ) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Being forked by a server is this test's own doing: its data workers start as any command's.
+    multiprocessing.set_start_method(None, force=True)
     for number, name in ((1, "stdout"), (2, "stderr")):
         descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)

@@ -21,9 +21,11 @@ def prove_four_bit(device: str) -> Answer:
     """Quantize a matrix to NF4, multiply on `device`, and compare with float32."""
     import torch
 
-    # bitsandbytes compiles functions for the CPU on import, which takes seconds; the same
-    # functions run uncompiled. This process does nothing else.
+    # bitsandbytes compiles functions for the CPU on import, and torch loads its compiler when an
+    # operator is called that is to be kept from it: seconds each. Uncompiled, the same functions
+    # run with neither. This process does nothing else.
     torch.compile = _uncompiled  # type: ignore[assignment]  # a stand-in for this process
+    torch._disable_dynamo = _uncompiled  # type: ignore[attr-defined, assignment]  # the same
     import bitsandbytes
 
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +77,47 @@ def prove_repeat(device: str) -> Answer:
     return {"different": different, "of": weight.numel(), "version": torch.__version__}
 
 
-PROOFS = {"four-bit": prove_four_bit, "matmul": prove_matmul, "repeat": prove_repeat}
+def prove_bfloat16(device: str) -> Answer:
+    """Multiply in bfloat16 on `device`, compare with float32, and see what autocast computes in."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(64, 64, generator=generator)
+    right = torch.randn(64, 64, generator=generator)
+    halves = [matrix.to(device, torch.bfloat16) for matrix in (left, right)]
+    product = (halves[0] @ halves[1]).cpu().float()
+    exact = left @ right
+    error = torch.linalg.norm(product - exact) / torch.linalg.norm(exact)
+    with torch.autocast(device.partition(":")[0], dtype=torch.bfloat16):
+        cast = left.to(device) @ right.to(device)
+    return {
+        "relative_error": float(error),
+        "autocast_dtype": str(cast.dtype).removeprefix("torch."),
+        "version": torch.__version__,
+    }
+
+
+def prove_nccl(device: str) -> Answer:
+    """Sum numbers over all visible GPUs, as the gradients of several processes are summed."""
+    import torch
+    from torch.cuda import nccl
+
+    kind, count = device.partition(":")[0], torch.cuda.device_count()
+    tensors = [torch.full((4096,), index + 1.0, device=f"{kind}:{index}") for index in range(count)]
+    nccl.all_reduce(tensors)  # type: ignore[no-untyped-call]  # torch's own
+    total = count * (count + 1) / 2
+    wrong = [index for index, tensor in enumerate(tensors) if bool((tensor.cpu() != total).any())]
+    version = nccl.version()  # type: ignore[no-untyped-call]  # torch's own
+    return {"gpus": count, "wrong_gpus": wrong, "version": ".".join(map(str, version[:3]))}
+
+
+PROOFS = {
+    "four-bit": prove_four_bit,
+    "matmul": prove_matmul,
+    "repeat": prove_repeat,
+    "bfloat16": prove_bfloat16,
+    "nccl": prove_nccl,
+}
 
 
 class ProofError(Exception):

@@ -22,6 +22,19 @@ if TYPE_CHECKING:
     from lorafit.model.source import ModelSource
 
 
+def proofs_for(device: DeviceInfo) -> list[str]:
+    """Return the names of the proofs that say something on `device`.
+
+    What is likeliest to take the process down comes last, so that it costs no other answer.
+    """
+    names = ["repeat", "four-bit"] if device.kind == "cpu" else ["matmul", "repeat", "four-bit"]
+    if device.kind == "mps" and device.supports_bfloat16:
+        names.insert(2, "bfloat16")
+    if device.kind == "cuda" and device.num_devices > 1:
+        names.append("nccl")
+    return names
+
+
 @dataclass
 class Probe:
     """What the checks may look at. Slow answers are found once and shared between threads."""
@@ -98,9 +111,9 @@ class Probe:
 
     def _run_proofs(self) -> dict[str, Answer | ProofError]:
         device = self.device()
-        # What is likeliest to take the process down comes last.
-        names = ["repeat", "four-bit"] if device.kind == "cpu" else ["matmul", "repeat", "four-bit"]
-        return run_proofs(names, device.torch_device, self.python, self.timeout_seconds * 0.9)
+        return run_proofs(
+            proofs_for(device), device.torch_device, self.python, self.timeout_seconds * 0.9
+        )
 
     def model_config(self, name: str) -> dict[str, Any]:
         """Return config.json of a model; the network is not used.

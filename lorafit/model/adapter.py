@@ -12,7 +12,7 @@ import torch
 from lorafit.errors import AdapterError
 from lorafit.files import sync_file, sync_folder
 from lorafit.model.weights import read_tensors
-from lorafit.text import excerpt
+from lorafit.text import excerpt, shell_word
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,7 +39,20 @@ _ABOUT = frozenset({
 _PLAIN_NAME = re.compile(r"[\w.]+")
 
 
-def save_adapter(model: "PeftModel", folder: Path, base_name: str) -> None:
+def write_adapter_config(model: "PeftModel", folder: Path) -> None:
+    """Write the configuration that makes a plain PEFT adapter of weights that lie in `folder`.
+
+    Names come sorted, where PEFT itself would write them in the order of a set: the same run writes
+    the same bytes.
+    """
+    config = model.peft_config["default"].to_dict() | {"inference_mode": True}
+    plain = {
+        name: sorted(value) if isinstance(value, set) else value for name, value in config.items()
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def save_adapter(model: "PeftModel", folder: Path) -> None:
     """Write the adapter as plain PEFT and verify it; replaces an adapter already there.
 
     Raises:
@@ -47,9 +60,6 @@ def save_adapter(model: "PeftModel", folder: Path, base_name: str) -> None:
     """
     staging = folder.with_name(f".staging-{folder.name}")
     shutil.rmtree(staging, ignore_errors=True)
-    # A path of this machine would be of no use to whoever loads the adapter elsewhere, but the
-    # name that was asked for is what PEFT expects here.
-    model.peft_config["default"].base_model_name_or_path = base_name
     # Told so, PEFT does not ask the hub whether the vocabulary was resized.
     model.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
     verify_adapter(staging)
@@ -96,11 +106,14 @@ def verify_adapter(folder: Path) -> dict[str, Any]:
 
 def _unfinished(folder: Path) -> str:
     """Return the hint for an adapter that is not there: its run may not have ended yet."""
-    if any(folder.parent.glob("checkpoint-*/manifest.json")):
-        return (
-            "the run has not ended: its `lorafit train` command goes on, and writes it at the end"
-        )
-    return "a run writes its adapter to OUTPUT_DIR/adapter"
+    found = [path.parent for path in folder.parent.glob(f"checkpoint-*/{CONFIG_FILE}")]
+    by_step = {int(n): path for path in found if (n := path.name.partition("-")[2]).isdigit()}
+    if not by_step:
+        return "a run writes its adapter to OUTPUT_DIR/adapter"
+    return (
+        "the run has not ended: its `lorafit train` command goes on, and writes it at the end; "
+        f"its newest checkpoint is an adapter too: {shell_word(by_step[max(by_step)])}"
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -191,6 +191,9 @@ def add_adapter(base: "PreTrainedModel", settings: Settings) -> "tuple[PeftModel
     logging.getLogger("peft").setLevel(logging.ERROR)
     excluded = encoder_linears(base, targets.names)
     model: PeftModel = get_peft_model(base, lora_config(settings, targets, excluded))
+    # A path of this machine would be of no use to whoever loads the adapter elsewhere, but the
+    # name that was asked for is what PEFT expects there.
+    model.peft_config["default"].base_model_name_or_path = settings.model
     base.config.use_cache = False
     if settings.gradient_checkpointing:
         # Without re-entrance a checkpoint needs no gradient on its input, which a frozen

@@ -46,7 +46,7 @@ def _write(plan: RunPlan, model: "PeftModel", adapter: Path) -> None:
 
     hint = "the last checkpoint is intact: free space, then run the same command again"
     with storage_errors("the adapter could not be written", adapter, hint), plain_os_errors():
-        save_adapter(model, adapter, plan.settings.model)
+        save_adapter(model, adapter)
         verify_reload(model, adapter)
 
 

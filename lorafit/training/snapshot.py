@@ -9,6 +9,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from lorafit.errors import CheckpointError
+from lorafit.model.adapter import write_adapter_config
 from lorafit.training import layout, state
 from lorafit.training.oom import MemoryRecovery
 
@@ -34,6 +35,8 @@ class Snapshot:
         weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         save_file(tensors, folder / layout.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        # Nothing here reads it: it makes the checkpoint of an unfinished run an adapter for anyone.
+        write_adapter_config(self.model, folder)
         state.save_optimizer(self.optimizer, folder)
         state.save_plain(self.scheduler.state_dict(), folder / layout.SCHEDULER_FILE)
         state.save_rng(folder)

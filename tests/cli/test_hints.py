@@ -120,11 +120,13 @@ def test_a_folder_that_is_no_run_names_the_runs_in_it(run_lorafit, tmp_path):
 
 
 def test_the_adapter_of_a_run_that_has_not_ended_is_still_to_come(tmp_path):
-    (tmp_path / "checkpoint-2").mkdir()
-    (tmp_path / "checkpoint-2" / "manifest.json").write_text("{}")
+    for name in ("checkpoint-2", "checkpoint-10", "checkpoint-x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
     with pytest.raises(AdapterError) as refused:
         verify_adapter(tmp_path / "adapter")
     assert "the run has not ended" in refused.value.hint
+    assert refused.value.hint.endswith(str(tmp_path / "checkpoint-10"))
 
 
 @pytest.mark.parametrize("is_on", [True, False])

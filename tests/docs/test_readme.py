@@ -41,12 +41,14 @@ def test_the_error_of_the_memory_estimate_is_the_measured_one(
 def test_the_kills_are_those_of_the_bench() -> None:
     summary = result("kill_and_resume.json")["summary"]
     ours, theirs = summary["lorafit"], summary["transformers"]
-    assert ours["kills"] == theirs["kills"]
     row = row_with("half of them during a save")
-    assert f"killed {ours['kills']} times" in row
-    assert f"| {ours['resumed_equal']} resumed to the same bits |" in row
-    assert f"transformers Trainer: {theirs['resumed_equal']};" in row
-    assert theirs["resumed_equal"] + theirs["resume_failed"] == theirs["kills"]
+    assert "killed dozens of times" in row
+    assert ours["kills"] == theirs["kills"] >= 24
+    assert ours["kills_in_a_save"] == pytest.approx(ours["kills"] / 2, abs=2)
+    assert "each resumed to the same bits" in row
+    assert ours["resumed_equal"] == ours["kills"]
+    assert "transformers Trainer: fewer than half resumed" in row
+    assert theirs["kills"] - theirs["resume_failed"] < theirs["kills"] / 2
 
 
 def test_the_memory_of_a_step_is_that_of_the_layer_guide() -> None:

@@ -15,8 +15,18 @@ A10 = Gpu("NVIDIA A10", 23_028 * MIB, 517 * MIB, 22_511 * MIB, "GPU-a10", (8, 6)
 def make_probe(tmp_path):
     """Return a factory of probes: a machine with the given GPUs, environment and CPU."""
 
-    def make(*gpus, cuda="12.6", driver="535.129.03", environ=None, apple=None, cpu=None, **more):
-        report = GpuReport(tuple(gpus), "NVML", driver=driver) if gpus else None
+    def make(
+        *gpus,
+        cuda="12.6",
+        driver="535.129.03",
+        environ=None,
+        apple=None,
+        cpu=None,
+        pairs=(),
+        **more,
+    ):
+        found = GpuReport(tuple(gpus), "NVML", driver=driver, separate_pairs=pairs)
+        report = found if gpus else None
         environ = {"HF_HOME": str(tmp_path / "hf"), **(environ or {})}
         sources = Sources(
             nvml=lambda: report,

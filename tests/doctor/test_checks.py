@@ -67,7 +67,7 @@ def test_proof_whose_process_dies_names_the_signal(tmp_path):
     dying.write_text("#!/bin/sh\nkill -SEGV $$\n")
     dying.chmod(0o755)
     with pytest.raises(ProofError, match="SIGSEGV"):
-        run_proof("matmul", "cpu", str(dying), 10)
+        run_proof("matmul", "cpu", str(dying), 60)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ esac
     dying = tmp_path / "python"
     dying.write_text(script)
     dying.chmod(0o755)
-    answers = run_proofs(["matmul", "repeat", "four-bit"], "cpu", str(dying), 20)
+    answers = run_proofs(["matmul", "repeat", "four-bit"], "cpu", str(dying), 60)
     assert answers["matmul"]["relative_error"] == 0.001
     assert "SIGSEGV" in str(answers["repeat"])
     assert "no library" in str(answers["four-bit"])
@@ -121,8 +121,8 @@ def test_device_with_a_wrong_environment_is_an_error(run_check):
 
 def test_gpu_checks_are_skipped_where_there_is_no_gpu(run_check):
     for check_id in (
-        "device.init", "gpu.driver", "gpu.memory", "gpu.health", "gpu.multi", "mps.memory",
-        "mps.fallback",
+        "device.init", "gpu.driver", "gpu.memory", "gpu.health", "gpu.multi", "gpu.nccl",
+        "mps.memory", "mps.fallback", "mps.bfloat16",
     ):  # fmt: skip
         assert run_check(check_id).status == "skip", check_id
 
@@ -206,13 +206,6 @@ def test_unfinished_downloads_are_counted(run_check, tmp_path):
 def test_explains_the_offline_state(run_check, environ, status, text):
     outcome = run_check("net.offline", environ=environ)
     assert (outcome.status, text in outcome.detail) == (status, True)
-
-
-def test_variables_that_change_runs_unseen_are_named(run_check):
-    outcome = run_check("env.dangerous", environ={"CUDA_LAUNCH_BLOCKING": "1"})
-    assert outcome.status == "warn"
-    assert outcome.commands == ("unset CUDA_LAUNCH_BLOCKING",)
-    assert run_check("env.dangerous", environ={"CUDA_LAUNCH_BLOCKING": "0"}).status == "ok"
 
 
 def test_shipped_presets_load(run_check):

@@ -19,6 +19,9 @@ def doctor(tmp_path):
 
     def run(*arguments, **environ):
         clean = {key: value for key, value in os.environ.items() if not key.startswith("CUDA_")}
+        if "--timeout" not in arguments:
+            # The usual ten seconds are for people: a busy machine may need them for its imports.
+            arguments = (*arguments, "--timeout", "300")
         return subprocess.run(
             [sys.executable, "-m", "lorafit", "doctor", *arguments],
             capture_output=True,
@@ -31,7 +34,7 @@ def doctor(tmp_path):
 
 
 def test_json_follows_the_schema_and_a_four_bit_product_is_made_for_real(doctor):
-    result = doctor("--json", "--timeout", "120")
+    result = doctor("--json")
     document = json.loads(result.stdout)
     report = DoctorReport.model_validate(document)
     assert document["schema_version"] == 1
@@ -77,7 +80,7 @@ def test_an_estimate_that_hangs_is_not_waited_for_twice(monkeypatch, run_lorafit
 
     def hang(*arguments, **options):
         asked.append(1)
-        release.wait(30)
+        release.wait(600)
         return []
 
     monkeypatch.setattr(probe, "fit_presets", hang)

@@ -214,7 +214,11 @@ def test_a_hub_that_answers_is_timed_and_one_that_does_not_is_a_warning(run_chec
         outcome = run_check("net.hub", question=DEEP, environ=here)
         assert outcome.status == "ok"
         assert outcome.measured.endswith(" ms")
-    outcome = run_check("net.hub", question=DEEP, environ=here)
+    with socket.socket() as silent:
+        # Bound and not listening: nobody else can answer at this port.
+        silent.bind(("127.0.0.1", 0))
+        here = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        outcome = run_check("net.hub", question=DEEP, environ=here)
     assert outcome.status == "warn"
     assert "export HF_HUB_OFFLINE=1" in outcome.commands
 

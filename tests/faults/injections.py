@@ -10,7 +10,7 @@ from multiprocessing import util
 from pathlib import Path
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
-_MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 
 
 def at_step(step, action):
@@ -91,16 +91,16 @@ def signal_in_validation(number):
 
 def signal_before_loading(number):
     """Send a signal when the weights are about to be read."""
-    from lorafit.training import run
+    from lorafit.training import loading
 
-    load = run.load_model
+    load = loading.load_model
 
     def load_model(plan):
         send_self(number)
         time.sleep(0.2)
         return load(plan)
 
-    run.load_model = load_model
+    loading.load_model = load_model
 
 
 def kill_at_point(step, point):
@@ -172,6 +172,9 @@ def own_mounts():
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {user} 1")
         Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    # Where the root is shared, as systemd makes it, every mount would appear outside too.
+    if library.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None):
+        raise OSError(ctypes.get_errno(), "unshare: the mounts stay shared")
     return library
 
 
@@ -181,28 +184,30 @@ def small_disk(folder, num_bytes, copy_to, read_only_at=None):
     With `read_only_at`, the disk becomes read-only after that step.
     """
     library = own_mounts()
-    Path(folder).mkdir(parents=True)
+    view = f"{folder}-read-only"
+    for path in (folder, view):
+        Path(path).mkdir(parents=True)
 
-    target = str(folder).encode()
+    def mount(source, target, flags, kind=None, options=None):
+        paths = (None if path is None else os.fsencode(path) for path in (source, target))
+        if library.mount(*paths, kind, flags, options):
+            problem = ctypes.get_errno()
+            raise OSError(problem, f"mount: {os.strerror(problem)}", target)
 
-    def mount(source, kind, flags, options=None):
-        if library.mount(source, target, kind, flags, options):
-            raise OSError(ctypes.get_errno(), "mount")
-
-    def make_read_only():
-        # The run holds its lock and its log open, and the kernel makes no file system with open
-        # files read-only on request: a read-only view of it goes over the same place.
-        mount(target, None, _MS_BIND)
-        mount(None, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
-
-    mount(b"tmpfs", b"tmpfs", 0, f"size={num_bytes}".encode())
+    mount("tmpfs", folder, 0, b"tmpfs", f"size={num_bytes}".encode())
+    if read_only_at is not None:
+        # The run will hold its lock and its logs open, and the kernel makes no mount read-only
+        # (EBUSY) through which a file is open for writing. So a view of the disk becomes read-only
+        # now, while nothing is open, and is laid over the run folder after the step: no moment
+        # is left in which a thread of the run could open a file through it.
+        mount(folder, view, _MS_BIND)
+        mount(None, view, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+        at_step(read_only_at, lambda: mount(view, folder, _MS_BIND))
     # The disk check before the run would refuse it: it is the check's failing that is tested.
     import lorafit.training.plan
 
     lorafit.training.plan.require_disk_space = lambda *arguments: None
     util.Finalize(None, shutil.copytree, (folder, copy_to), exitpriority=0)
-    if read_only_at is not None:
-        at_step(read_only_at, make_read_only)
 
 
 def limit_files(num_bytes):
@@ -213,7 +218,14 @@ def limit_files(num_bytes):
 
 def remove_folder(folder, step):
     """Delete the run folder after a step."""
-    at_step(step, lambda: shutil.rmtree(folder))
+
+    def act():
+        # At one stroke first: the tracker's thread may still make files in it.
+        gone = f"{folder}-gone"
+        os.rename(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    at_step(step, act)
 
 
 def failing_fsync(errno, step):

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 import pytest
 from processes import Fault
@@ -95,9 +96,10 @@ def test_f34_a_second_process_is_kept_out_of_the_folder(fork_server, train_argum
     run_dir = tmp_path / "run"
     fault = Fault("signal_at_step", {"step": 3, "number": signal.SIGSTOP})
     first = fork_server.start(*train_arguments(run_dir), fault=fault)
-    while len(read_events(run_dir)) < 3:
+    while not first.is_stopped():
         assert first.is_running(), first.err
-        os.sched_yield()
+        time.sleep(0.01)
+    assert len(read_events(run_dir)) == 3
     before = (run_dir / "run.json").read_bytes()
     second = fork_server.run(*train_arguments(run_dir))
     assert second.code == 7, second.err

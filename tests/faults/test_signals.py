@@ -145,7 +145,7 @@ def test_a_command_started_by_a_shell_is_stopped_and_goes_on(train_arguments, tm
         if line.startswith("step 3/"):
             break
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 75, err
     assert "Traceback" not in err
     assert "SIGTERM received: saved at step " in err

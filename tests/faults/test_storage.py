@@ -52,7 +52,7 @@ def test_f9_a_disk_that_fills_up_in_a_save_keeps_the_earlier_checkpoints(
 def test_f9_a_disk_that_is_too_small_is_refused_beforehand(
     run_lorafit, train_arguments, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("lorafit.training.plan.free_bytes", lambda path: 100_000)
+    monkeypatch.setattr("lorafit.training.disk.free_bytes", lambda path: 100_000)
     outcome = run_lorafit(*train_arguments(tmp_path / "run"))
     assert outcome.code == 7
     assert "checkpoints and adapter need 280 KiB, but only 97.7 KiB are free" in outcome.err
@@ -64,7 +64,7 @@ def test_f9_a_disk_that_is_too_small_is_refused_beforehand(
 def test_f9_a_disk_that_is_nearly_full_is_warned_of_with_the_bytes(
     run_lorafit, train_arguments, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("lorafit.training.plan.free_bytes", lambda path: 300_000)
+    monkeypatch.setattr("lorafit.training.disk.free_bytes", lambda path: 300_000)
     outcome = run_lorafit(*train_arguments(tmp_path / "run", "--dry-run"))
     assert outcome.code == 0
     assert "the disk is nearly full: checkpoints and adapter take 280 KiB of the 293 KiB" in (
@@ -112,6 +112,7 @@ def test_f11_a_limit_on_file_sizes_is_named(fork_server, train_arguments, tmp_pa
     outcome = fork_server.run(*train_arguments(run_dir), fault=fault)
     assert outcome.code == 7, outcome.err
     assert "the checkpoint of step 2 could not be written: File too large" in outcome.err
+    assert "hint: raise the limit on file sizes (ulimit -f), then run the same" in outcome.err
     assert "Traceback" not in outcome.err
     assert not list(run_dir.glob("*checkpoint-*"))
 
@@ -120,16 +121,38 @@ def test_f11_a_limit_on_file_sizes_is_named(fork_server, train_arguments, tmp_pa
 @pytest.mark.faults
 @pytest.mark.row("F12")
 def test_f12_a_disk_that_becomes_read_only_ends_the_run_and_loses_nothing(
-    fork_server, train_arguments, tmp_path
+    fork_server, train_arguments, whole_run, assert_same_run, tmp_path
 ):
     outcome, after = run_on_small_disk(
         fork_server, train_arguments, tmp_path, 10_000_000, read_only_at=3
     )
     assert outcome.code == 7, outcome.err
-    assert "Read-only file system" in outcome.err
-    assert str(tmp_path / "disk") in outcome.err
+    # The words for people are wrapped nowhere in an error: the path can be copied.
+    disk = tmp_path / "disk"
+    assert f"{disk}: the checkpoint of step 3 could not be written: Read-only file" in outcome.err
+    assert "hint: earlier checkpoints are intact: make the disk writable again" in outcome.err
     assert [checkpoint.step for checkpoint in list_checkpoints(after)] == [1, 2]
     verify_checkpoint(after / "checkpoint-2")
+    # Where it can be written again, the same run goes on to the same end.
+    outcome = fork_server.run(*train_arguments(after, save_steps=1))
+    assert outcome.code == 0, outcome.err
+    assert "continuing from checkpoint-2" in outcome.err
+    assert_same_run(whole_run(save_steps=1), after)
+
+
+@needs_mounts
+@pytest.mark.faults
+@pytest.mark.row("F12")
+def test_f12_without_an_earlier_checkpoint_none_is_called_intact(
+    fork_server, train_arguments, tmp_path
+):
+    outcome, after = run_on_small_disk(
+        fork_server, train_arguments, tmp_path, 10_000_000, read_only_at=1
+    )
+    assert outcome.code == 7, outcome.err
+    assert "the checkpoint of step 1 could not be written: Read-only file system" in outcome.err
+    assert "hint: make the disk writable again" in outcome.err
+    assert not list(after.glob("*checkpoint-*"))
 
 
 @pytest.mark.row("F13")

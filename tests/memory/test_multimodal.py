@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_trace import T4, make_settings
 
+from lorafit.errors import ConfigError
 from lorafit.memory.allocator import CachingAllocator
 from lorafit.memory.architecture import read_architecture
 from lorafit.memory.events import Category
@@ -90,3 +91,24 @@ def test_lean_layers_of_the_language_compute_what_stock_ones_do() -> None:
         losses[kernels] = loss.detach(), gradients
     torch.testing.assert_close(losses["lorafit"][0], losses["stock"][0])
     torch.testing.assert_close(losses["lorafit"][1], losses["stock"][1], rtol=1e-4, atol=1e-6)
+
+
+def test_no_adapter_is_put_where_text_does_not_go() -> None:
+    from transformers import AutoModelForCausalLM
+
+    settings = make_settings()
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(make_config())
+    model, _ = add_adapter(base, settings)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all("language_model" in name for name in trained)
+    excluded = model.peft_config["default"].exclude_modules
+    assert excluded
+    assert all("vision" in name or "projector" in name for name in excluded)
+
+
+def test_a_name_of_the_image_encoder_alone_is_no_target() -> None:
+    base = build_on_meta(make_settings(), make_config(), torch.float32)
+    with pytest.raises(ConfigError, match="'fc1' matches no Linear module"):
+        add_adapter(base, make_settings(target_modules=("q_proj", "fc1")))

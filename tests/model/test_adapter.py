@@ -96,7 +96,7 @@ def test_a_trained_adapter_loads_where_lorafit_is_not_installed_with_equal_logit
 )  # fmt: skip
 def test_every_kind_of_adapter_comes_back_as_it_was(tiny_model, tmp_path, settings):
     model = trained_model(tiny_model(), **settings)
-    save_adapter(model, tmp_path / "adapter", "base")
+    save_adapter(model, tmp_path / "adapter")
     again = load_adapter(base_of(tiny_model()), tmp_path / "adapter")
     # What was trained ran in lean layers, what is loaded runs in PEFT's.
     torch.testing.assert_close(logits(again), logits(model), rtol=1e-5, atol=1e-6)
@@ -106,7 +106,7 @@ def test_every_kind_of_adapter_comes_back_as_it_was(tiny_model, tmp_path, settin
 def test_saving_replaces_the_adapter_and_leaves_no_staging(tiny_model, tmp_path):
     adapter = tmp_path / "adapter"
     for name in ("first", "second"):
-        save_adapter(trained_model(tiny_model()), adapter, name)
+        save_adapter(trained_model(tiny_model(), model=name), adapter)
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "second"
     assert config["inference_mode"] is True
@@ -116,7 +116,7 @@ def test_saving_replaces_the_adapter_and_leaves_no_staging(tiny_model, tmp_path)
 def test_an_untrained_adapter_is_not_success(tiny_model, tmp_path):
     model, _ = add_adapter(base_of(tiny_model()), Settings())
     with pytest.raises(AdapterError, match="every lora_B is zero, so the adapter has no effect"):
-        save_adapter(model, tmp_path / "adapter", "base")
+        save_adapter(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 
@@ -125,9 +125,9 @@ def test_a_non_finite_adapter_is_not_success(tiny_model, tmp_path):
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_A" in n)[0, 0] = float("inf")
     with pytest.raises(AdapterError, match=r"lora_A\.weight is not finite"):
-        save_adapter(model, tmp_path / "adapter", "base")
+        save_adapter(model, tmp_path / "adapter")
 
 
 def test_verifying_returns_the_configuration(tiny_model, tmp_path):
-    save_adapter(trained_model(tiny_model(), lora_r=4), tmp_path / "adapter", "base")
+    save_adapter(trained_model(tiny_model(), lora_r=4), tmp_path / "adapter")
     assert verify_adapter(tmp_path / "adapter")["r"] == 4

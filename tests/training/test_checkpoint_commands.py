@@ -156,3 +156,28 @@ def test_the_adapter_can_be_made_of_the_best_checkpoint(run_lorafit, train_argum
     saved = load_file(run_dir / best / "adapter_model.safetensors")
     assert all(tensor.equal(saved[name]) for name, tensor in adapter.items())
     assert "which the adapter is of" in outcome.err
+
+
+@pytest.mark.usefixtures("quiet_libraries")
+def test_a_checkpoint_is_an_adapter_for_plain_peft(run_dir):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    def logits(adapter):
+        base = AutoModelForCausalLM.from_pretrained(record["settings"]["model"]["value"])
+        with torch.no_grad():
+            return PeftModel.from_pretrained(base, adapter)(torch.arange(1, 9)[None]).logits
+
+    record = json.loads((run_dir / "run.json").read_text())
+    assert torch.equal(logits(run_dir / "checkpoint-6"), logits(run_dir / "adapter"))
+    assert not torch.equal(logits(run_dir / "checkpoint-5"), logits(run_dir / "adapter"))
+    config = json.loads((run_dir / "checkpoint-5" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+
+
+def test_an_unfinished_runs_checkpoint_can_be_tried(run_lorafit, run_dir):
+    outcome = run_lorafit(
+        "generate", "--adapter", run_dir / "checkpoint-3", "--prompt", "a", "--max-new-tokens", "2"
+    )
+    assert outcome.code == 0, outcome.err

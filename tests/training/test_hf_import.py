@@ -16,7 +16,8 @@ from lorafit.model.libraries import prepare_libraries
 from lorafit.report.events import read_events
 from lorafit.training.checkpoint import verify_checkpoint
 from lorafit.training.hf_checkpoint import load_plain_pickle, read_hf_checkpoint
-from lorafit.training.hf_import import examine_hf_checkpoint, planned_parameters
+from lorafit.training.hf_compare import examine_hf_checkpoint
+from lorafit.training.hf_moments import planned_parameters
 from lorafit.training.layout import STATE_FILES
 from lorafit.training.plan import plan_run
 

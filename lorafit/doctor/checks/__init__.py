@@ -3,8 +3,8 @@
 import importlib
 
 _GROUPS = (
-    "python", "packages", "conflicts", "devices", "fit", "system", "filesystem", "configuration",
-    "network", "model", "data", "runs", "selftest",
+    "python", "packages", "conflicts", "devices", "nvidia", "metal", "fit", "system",
+    "filesystem", "environment", "configuration", "network", "model", "data", "runs", "selftest",
 )  # fmt: skip
 
 for _group in _GROUPS:

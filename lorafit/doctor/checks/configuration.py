@@ -1,37 +1,11 @@
-"""Environment variables, offline state, and the presets that came with lorafit."""
+"""Offline state, and the presets that came with lorafit."""
 
 from collections import Counter
 from collections.abc import Mapping
 
 from lorafit.doctor.check import Outcome, check, error, ok, warn
+from lorafit.doctor.checks.environment import TRUE
 from lorafit.doctor.probe import Probe
-
-_TRUE = frozenset({"1", "true", "yes", "on"})
-
-_DANGEROUS = {
-    "TRUST_REMOTE_CODE": "lets model folders run their own code in other programs",
-    "HF_DATASETS_TRUST_REMOTE_CODE": "lets data sets run their own code in other programs",
-    "CUDA_LAUNCH_BLOCKING": "makes CUDA wait after every operation: much slower",
-    "TORCHDYNAMO_DISABLE": "turns torch.compile off without a word",
-    "PYTORCH_NO_CUDA_MEMORY_CACHING": "turns the caching allocator off: slow, and estimates fail",
-    "PYTORCH_ENABLE_MPS_FALLBACK": "moves operations from the Apple GPU to the CPU unseen: slow",
-    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "lets checkpoint files run code when they are loaded",
-}
-
-
-@check(
-    "env.dangerous",
-    "Configuration",
-    "Environment variables",
-    affects="a run is slower, less safe or different from what its settings say",
-)
-def environment_variables(probe: Probe) -> Outcome:
-    """Check for variables that change runs behind one's back."""
-    found = [name for name in _DANGEROUS if probe.environ.get(name, "").strip().lower() in _TRUE]
-    if not found:
-        return ok("none that changes a run unseen")
-    listed = "; ".join(f"{name} {_DANGEROUS[name]}" for name in found)
-    return warn(listed, "unset them unless you set them on purpose", f"unset {' '.join(found)}")
 
 
 @check(
@@ -65,7 +39,7 @@ def hub_access(probe: Probe) -> Outcome:
 def offline_variables(environ: Mapping[str, str]) -> list[str]:
     """Return the variables that keep the hub's clients from the network."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-    return [name for name in names if environ.get(name, "").strip().lower() in _TRUE]
+    return [name for name in names if environ.get(name, "").strip().lower() in TRUE]
 
 
 @check(

@@ -4,7 +4,7 @@ from lorafit.doctor.check import Outcome, check, error, ok, skip, warn
 from lorafit.doctor.isolated import ProofError, ProofTimeoutError
 from lorafit.doctor.probe import Probe
 from lorafit.errors import LorafitError
-from lorafit.hardware.cuda import cuda_wheel_command, describe_gpus, driver_branch
+from lorafit.hardware.cuda import cuda_wheel_command, driver_branch
 from lorafit.units import GIB, format_bytes
 
 _DRIVER_FOR_CUDA = {"12": 525, "13": 580}
@@ -161,101 +161,6 @@ def gpu_memory(probe: Probe) -> Outcome:
             required="90 % free",
         )
     return ok(measured, measured=measured)
-
-
-@check(
-    "gpu.health",
-    "Device",
-    "GPU health",
-    affects="memory errors give wrong results, MIG cuts memory and speed",
-)
-def gpu_health(probe: Probe) -> Outcome:
-    """Check ECC errors and MIG mode of every GPU; changes nothing."""
-    report = probe.nvidia()
-    if report is None or not report.gpus:
-        return skip("no NVIDIA GPU here")
-    faulty = [index for index, gpu in enumerate(report.gpus) if gpu.num_ecc_errors]
-    if faulty:
-        return error(
-            f"uncorrected memory errors on GPU {', '.join(map(str, faulty))}",
-            "restart the machine; a GPU with new errors after that needs service",
-            "nvidia-smi -q -d ECC",
-        )
-    if any(gpu.mig_enabled for gpu in report.gpus):
-        return ok(f"MIG is on: a process sees one slice; {describe_gpus(report.gpus)}")
-    return ok(f"no memory errors; {describe_gpus(report.gpus)}")
-
-
-@check(
-    "mps.memory",
-    "Device",
-    "Metal memory",
-    affects="without a limit macOS swaps, and may freeze, when a run takes too much",
-)
-def metal_memory(probe: Probe) -> Outcome:
-    """Check Metal's budget and the variable that lifts it."""
-    device = probe.usable_device()
-    if device is None or device.kind != "mps":
-        return skip("no Apple GPU is used")
-    measured = f"Metal may use {format_bytes(device.usable_bytes)}"
-    watermark = probe.environ.get("PYTORCH_MPS_HIGH_WATERMARK_RATIO")
-    if watermark is not None and watermark.strip() in ("0", "0.0"):
-        return warn(
-            f"{measured}, but PYTORCH_MPS_HIGH_WATERMARK_RATIO={watermark} lifts every limit",
-            "unset it",
-            "unset PYTORCH_MPS_HIGH_WATERMARK_RATIO",
-            measured=measured,
-        )
-    return ok(measured, measured=measured)
-
-
-@check(
-    "gpu.multi",
-    "Device",
-    "Several GPUs",
-    affects="CUDA and nvidia-smi may count the GPUs differently: another one is used than meant",
-)
-def several_gpus(probe: Probe) -> Outcome:
-    """Check whether the GPUs are alike, and whether they are counted as nvidia-smi does."""
-    report = probe.nvidia()
-    if report is None or not report.gpus:
-        return skip("no NVIDIA GPU here")
-    if len(report.gpus) == 1:
-        return skip("there is one NVIDIA GPU")
-    names = {gpu.name for gpu in report.gpus}
-    if len(names) == 1:
-        return ok(f"{len(report.gpus)} of {names.pop()}", measured=str(len(report.gpus)))
-    listed = describe_gpus(report.gpus)
-    largest = max(range(len(report.gpus)), key=lambda index: report.gpus[index].usable_bytes)
-    fix = "name the one to train on; a run on unlike GPUs waits for the slowest"
-    command = f"export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={largest}"
-    if probe.environ.get("CUDA_VISIBLE_DEVICES") and probe.environ.get("CUDA_DEVICE_ORDER"):
-        return ok(f"{listed}; CUDA_VISIBLE_DEVICES chooses", measured=str(len(report.gpus)))
-    return warn(f"the GPUs differ: {listed}", fix, command, measured=str(len(report.gpus)))
-
-
-@check(
-    "mps.fallback",
-    "Device",
-    "Metal alone",
-    affects="operations that run on the CPU unseen make every step many times slower",
-)
-def metal_fallback(probe: Probe) -> Outcome:
-    """Check that torch may not move operations off the Apple GPU, and the macOS release."""
-    device = probe.usable_device()
-    apple = probe.sources.apple()
-    if device is None or device.kind != "mps" or apple is None:
-        return skip("no Apple GPU is used")
-    release = "macOS {}.{}".format(*apple.macos)
-    value = probe.environ.get("PYTORCH_ENABLE_MPS_FALLBACK", "").strip()
-    if value in ("", "0"):
-        return ok(f"{release}; operations that Metal lacks are errors, not slow", measured=release)
-    return warn(
-        f"PYTORCH_ENABLE_MPS_FALLBACK={value} moves what Metal lacks to the CPU unseen",
-        "unset it; lorafit needs nothing that Metal lacks",
-        "unset PYTORCH_ENABLE_MPS_FALLBACK",
-        measured=release,
-    )
 
 
 @check(
