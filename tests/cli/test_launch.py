@@ -146,7 +146,7 @@ def test_a_dry_run_plans_for_the_processes_and_starts_none(run_lorafit, train_ar
     )  # fmt: skip
     outcome = run_lorafit(*arguments)
     assert outcome.code == 0, outcome.err
-    assert "2 micro-batch x 2 accumulation x 2 device = 8 effective batch" in outcome.err
+    assert "2 micro-batch x 2 accumulation x 2 devices = 8 effective batch" in outcome.err
 
 
 # -- Supervision, with processes that do nothing
