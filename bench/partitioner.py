@@ -90,7 +90,8 @@ class Layer:
                 nn.init.normal_(parameter, std=0.02)
         (self.layer,) = decoder_layers(base)
         self.body: Any = base.model
-        self.inputs = torch.randn(1, tokens, PHI_2["hidden_size"], dtype=dtype, requires_grad=True)
+        shape = (1, tokens, int(PHI_2["hidden_size"]))
+        self.inputs = torch.randn(shape, dtype=dtype, requires_grad=True)
         self.compile_seconds: float | None = None
 
     def compile(self, budget: float) -> None:
@@ -114,7 +115,7 @@ class Layer:
         self.model.zero_grad()
         self.inputs.grad = None
         output = self.forward()
-        output.backward(torch.ones_like(output))
+        torch.autograd.backward(output, torch.ones_like(output))
 
     def saved_bytes(self) -> int:
         """Return the bytes that the layer keeps for backward."""
@@ -142,7 +143,7 @@ class Layer:
             output = self.forward()
         finally:
             self.layer.__dict__["_compiled_call_impl"] = compiled
-        output.backward(torch.ones_like(output))
+        torch.autograd.backward(output, torch.ones_like(output))
         return sum(storages.values())
 
 
@@ -248,7 +249,9 @@ def compare_products(
         outcome["augmented"] = y
         _ = (d_low.t() @ wide[:, :inputs], gradient.t() @ low, d_x)
 
-    functions = [separate, lambda: augmented(False), lambda: augmented(True)]
+    functions: list[Callable[[], object]] = [
+        separate, lambda: augmented(False), lambda: augmented(True),
+    ]  # fmt: skip
     times = interleave(functions, rounds)
     ratios = [
         statistics.median(mine / its for mine, its in zip(own, times[0], strict=True))

@@ -8,6 +8,7 @@ measures that rate and prints it as JSON; on a CPU, that of each library that Py
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,13 @@ def measure_cpu_rates() -> dict[str, float]:
     """
     import torch
 
+    from lorafit.model.lean.products import onednn_product
+
     size = 1024
     one, other = torch.randn(size, size), torch.randn(size, size)
-    products = {"MKL": lambda: torch.mm(one, other)}
-    if torch.backends.mkldnn.is_available():
-        pointwise = torch.ops.mkldnn._linear_pointwise
-        products["oneDNN"] = lambda: pointwise(one, other, None, "none", [], "")
+    products: dict[str, Callable[[], object]] = {"MKL": lambda: torch.mm(one, other)}
+    if torch._C._has_mkldnn:
+        products["oneDNN"] = lambda: onednn_product(one, other, None)
     best = dict.fromkeys(products, float("inf"))
     for _ in range(15):
         for name, product in products.items():
@@ -82,7 +84,7 @@ def frozen_flops_per_token(model: Path) -> float:
     Forward and for the gradient of the input, as in `flops_per_token`; without the head, which
     takes the tokens with targets only, and without attention.
     """
-    config = json.loads((model / "config.json").read_text())
+    config: dict[str, int] = json.loads((model / "config.json").read_text())
     width, inner = config["hidden_size"], config["intermediate_size"]
     weights = config["num_hidden_layers"] * (4 * width * width + 2 * width * inner)
     return 4.0 * weights

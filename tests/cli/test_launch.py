@@ -200,7 +200,7 @@ def test_the_launcher_trains_in_two_processes_of_its_own(train_arguments, tmp_pa
     out, err = launched.communicate(timeout=600)
     assert launched.returncode == 0, err
     assert out.count('"status": "completed"') == 1
-    assert "x 2 device = 4 effective batch" in err
+    assert "x 2 devices = 4 effective batch" in err
     assert err.count("next:") == 1
     assert len(read_events(run_dir)) == 6
 
@@ -219,7 +219,7 @@ def test_two_launchers_train_as_two_machines(train_arguments, tmp_path):
     (_, second), (_, first) = (machine.communicate(timeout=600) for machine in machines)
     assert [machine.returncode for machine in machines] == [0, 0], first + second
     assert second == ""
-    assert "x 2 device = 4 effective batch" in first
+    assert "x 2 devices = 4 effective batch" in first
     assert len(read_events(run_dir)) == 6
 
 

@@ -20,6 +20,7 @@ RESULTS = {
     "qlora_tiny": "merged/model.safetensors",
     "resume_after_a_kill": "killed/adapter/adapter_model.safetensors",
     "from_python": "python/adapter/adapter_model.safetensors",
+    "two_processes": "shared/adapter/adapter_model.safetensors",
 }
 # Saving is what a kill waits for: with too few steps the run would be over before it.
 STEPS = {"resume_after_a_kill": "30"}

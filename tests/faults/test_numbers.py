@@ -141,8 +141,8 @@ def test_the_adapter_is_read_back_before_a_run_counts_as_done(
 
     write = adapter.save_adapter
 
-    def write_and_damage(model, folder, base_name):
-        write(model, folder, base_name)
+    def write_and_damage(model, folder):
+        write(model, folder)
         path = folder / "adapter_model.safetensors"
         content = bytearray(path.read_bytes())
         content[-7] ^= 1
