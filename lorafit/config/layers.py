@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import ValidationError
 
 from lorafit.config.fields import SettingValue, WrongValueError, check_value, parse_text
-from lorafit.config.names import canonical_name, unknown_name
+from lorafit.config.names import canonical_name, is_misspelt, unknown_name
 from lorafit.config.rules import find_conflicts, find_warnings
 from lorafit.config.schema import Settings, is_preset_setting
 from lorafit.errors import ConfigError, ExitCode, Problem
@@ -151,12 +151,16 @@ class _Problems:
 
 
 _FOREIGN_FROM = 3
-"""Unknown names in a file from which on it looks like that of another tool."""
+"""Names in a file, like none that there is, from which on it looks like that of another tool."""
 
 
 def _foreign_hint(layer: Layer) -> str | None:
-    """Return the hint for a file most of whose strange names must be another tool's."""
-    unknown = [where for raw, (_, where) in layer.values.items() if canonical_name(raw) is None]
+    """Return the hint for a file whose strange names must be another tool's."""
+    unknown = [
+        where
+        for raw, (_, where) in layer.values.items()
+        if canonical_name(raw) is None and not is_misspelt(raw)
+    ]
     if layer.kind != "file" or len(unknown) < _FOREIGN_FROM:
         return None
     file = unknown[0].rpartition(":")[0] or unknown[0]

@@ -88,8 +88,19 @@ def unknown_name(name: str) -> tuple[str, str]:
         return "sections do not nest", "write section.setting, or the setting alone"
     if name in SECTIONS and name not in Settings.model_fields:
         return "this is a section: it holds settings, not a value", f"write `{name}:` over them"
-    guess = USUAL_NAMES.get(last.lower()) or nearest(
-        last, [*Settings.model_fields, *(a for a in ALIASES if "." not in a)]
-    )
+    guess = USUAL_NAMES.get(last.lower()) or _nearest_setting(last)
     see = "`lorafit config show` lists all settings"
     return "there is no such setting", f"did you mean {guess}?" if guess else see
+
+
+def is_misspelt(name: str) -> bool:
+    """Return whether a name that means no setting is close to one that does.
+
+    What is usual elsewhere is spelt as it is meant.
+    """
+    last = name.rpartition(".")[2]
+    return last.lower() not in USUAL_NAMES and _nearest_setting(last) is not None
+
+
+def _nearest_setting(name: str) -> str | None:
+    return nearest(name, [*Settings.model_fields, *(a for a in ALIASES if "." not in a)])
