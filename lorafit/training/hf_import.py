@@ -1,5 +1,6 @@
 """Making a checkpoint of transformers' Trainer and PEFT the first one of a run."""
 
+import shutil
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 
 from lorafit.config.schedule import learning_rate_at
 from lorafit.errors import StorageError
+from lorafit.model.adapter import CONFIG_FILE
 from lorafit.report.run_record import RunRecord
 from lorafit.text import excerpt
 from lorafit.training import layout, state
@@ -69,6 +71,7 @@ def _write(plan: RunPlan, found: HfImport, folder: Path) -> None:
     checkpoint, settings = found.checkpoint, plan.settings
     weights = {name: tensor.float() for name, tensor in checkpoint.weights.items()}
     save_file(weights, folder / layout.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    shutil.copyfile(checkpoint.folder / CONFIG_FILE, folder / CONFIG_FILE)
     state.save_optimizer_state(found.optimizer, folder)
     groups = len(found.optimizer["param_groups"])
     rate = learning_rate_at(plan.schedule, settings, checkpoint.step)

@@ -124,7 +124,8 @@ def test_text_becomes_the_settings_type(name, text, value):
 
 
 def test_pefts_all_linear_is_the_default_of_the_targets():
-    for layer in (flags_layer({"target_modules": "all-linear"}), overrides_layer(["lora_r=8"])):
+    flag = flags_layer({"target_modules": "all-linear"})
+    for layer in (flag, overrides_layer(["target_modules=all-linear"])):
         assert resolve_layers([layer]).settings.target_modules is None
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from lorafit.config.resolve import resolve_run
 from lorafit.errors import CheckpointError
 from lorafit.hardware.detect import detect_device
+from lorafit.model.adapter import verify_adapter
 from lorafit.model.libraries import prepare_libraries
 from lorafit.report.events import read_events
 from lorafit.training.checkpoint import verify_checkpoint
@@ -131,6 +132,7 @@ def test_adapter_and_moments_become_the_first_checkpoint_unchanged(trained, go_o
     assert go_on(foreign, save_total_limit=5).code == 0
     own = tmp_path / "run" / f"checkpoint-{STEP}"
     assert verify_checkpoint(own, STATE_FILES).step == STEP
+    assert verify_adapter(own)["r"] == verify_adapter(foreign)["r"]
     then, now = (load_file(f / "adapter_model.safetensors") for f in (foreign, own))
     assert then.keys() == now.keys()
     assert all(torch.equal(then[name], now[name]) for name in then)
