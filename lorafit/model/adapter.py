@@ -11,15 +11,14 @@ import torch
 
 from lorafit.errors import AdapterError
 from lorafit.files import sync_file, sync_folder
+from lorafit.model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, require_adapter
 from lorafit.model.weights import read_tensors
-from lorafit.text import excerpt, shell_word
+from lorafit.text import excerpt
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 _MAX_RANK = 4096
 # PEFT takes these names, or the keys of these tables, for regular expressions.
 _PATTERN_KEYS = ("rank_pattern", "alpha_pattern", "layers_pattern", "exclude_modules")
@@ -104,34 +103,8 @@ def verify_adapter(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _unfinished(folder: Path) -> str:
-    """Return the hint for an adapter that is not there: its run may not have ended yet."""
-    found = [path.parent for path in folder.parent.glob(f"checkpoint-*/{CONFIG_FILE}")]
-    by_step = {int(n): path for path in found if (n := path.name.partition("-")[2]).isdigit()}
-    if not by_step:
-        return "a run writes its adapter to OUTPUT_DIR/adapter"
-    return (
-        "the run has not ended: its `lorafit train` command goes on, and writes it at the end; "
-        f"its newest checkpoint is an adapter too: {shell_word(by_step[max(by_step)])}"
-    )
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    if not folder.is_dir():
-        raise AdapterError(
-            f"there is no adapter folder {excerpt(str(folder))}",
-            hint=_unfinished(folder),
-        )
-    if not path.is_file():
-        inner = folder / "adapter" / CONFIG_FILE
-        raise AdapterError(
-            f"has no {CONFIG_FILE}",
-            where=str(folder),
-            hint=f"did you mean --adapter {inner.parent}?"
-            if inner.is_file()
-            else "check --adapter",
-        )
+    path = require_adapter(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as problem:

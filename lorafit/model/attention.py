@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from lorafit.config.padding import wants_no_padding
 from lorafit.config.schema import Settings
 from lorafit.errors import ConfigError, Problem
 from lorafit.hardware.info import Choice, DeviceKind
@@ -153,16 +154,6 @@ def without_mask(inputs: dict[str, Any], config: "PretrainedConfig") -> dict[str
 # -- Whether, and by what ------------------------------------------------------------------
 
 
-def wants_block_attention(settings: Settings) -> bool:
-    """Return whether rows may go end to end, as far as the settings alone say."""
-    fused = settings.attn_implementation in ("auto", "sdpa")
-    return settings.kernels == "lorafit" and fused and _is_wanted(settings)
-
-
-def _is_wanted(settings: Settings) -> bool:
-    return settings.packing or settings.padding_free != "false"
-
-
 def choose_block_attention(
     settings: Settings,
     config: "PretrainedConfig",
@@ -187,7 +178,7 @@ def choose_block_attention(
     Raises:
         ConfigError: padding_free or packing was asked for and cannot be had.
     """
-    if not _is_wanted(settings):
+    if not wants_no_padding(settings):
         return Choice(None, "padding_free is off: rows are padded to the longest of a micro-batch")
     is_asked_for = settings.packing or settings.padding_free == "true"
     obstacle = _obstacle_in_model(settings, config, loss)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorafit.config.padding import wants_block_attention
 from lorafit.config.schema import Settings
 from lorafit.errors import ConfigError, ModelError, Problem
 from lorafit.hardware.info import Choice
-from lorafit.model.attention import ATTENTION_NAME, wants_block_attention
+from lorafit.model.attention import ATTENTION_NAME
 from lorafit.model.lean.install import choose_lean_layers, install_lean_layers
 from lorafit.model.libraries import import_peft
 from lorafit.model.lora import (

@@ -13,34 +13,27 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.nn import functional
 
 from lorafit.model.attention import without_mask
+from lorafit.model.chunks import chunk_rows
 from lorafit.model.lean.dropout import DropoutSeeds, keep_mask
 from lorafit.model.lean.linears import ADAPTER, AdaptedLinear, without_autocast
 from lorafit.model.lean.products import (
     add_product,
+    device_type,
+    fitting_rows,
     linear,
     project,
     split_rows,
     weight_gradient,
 )
-from lorafit.units import MIB
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_CHUNK_BYTES = 256 * MIB
-"""fp32 logits held at once: large enough for full-speed products, small beside a model."""
-_MIN_CHUNK, _MAX_CHUNK = 128, 8192
-
 # Output layers that scale logits in ways of their own keep transformers' loss.
 _UNSUPPORTED = ("logit_scale", "logits_scaling", "output_multiplier_scale")
-
-
-def chunk_rows(vocab_size: int) -> int:
-    """Return how many positions' logits are held at once, a power of two."""
-    fitting = _CHUNK_BYTES // (4 * vocab_size)
-    return max(_MIN_CHUNK, min(_MAX_CHUNK, 1 << max(0, fitting.bit_length() - 1)))
 
 
 class HeadUpdate(NamedTuple):
@@ -99,7 +92,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         gradients = _Gradients(
             hidden, update, ctx.needs_input_grad[0], any(ctx.needs_input_grad[8:])
         )
-        rows = chunk_rows(weight.shape[0])
+        rows = chunk_rows(weight.shape[0], device_type(hidden))
         stop = 0
         for number, size in enumerate(split_rows(hidden.shape[0], rows)):
             start, stop = stop, stop + size
@@ -303,8 +296,7 @@ def _forward_with_loss(model: Any, inputs: Mapping[str, Any], seeds: DropoutSeed
     own = ("labels", "target_positions", "targets", "num_items_in_batch", "label_smoothing")
     body = {name: value for name, value in inputs.items() if name not in own}
     body = without_mask(body, model.config)
-    hidden = model.model(**body, use_cache=False).last_hidden_state  # [B, T, H]
-    chosen = hidden.flatten(0, 1).index_select(0, inputs["target_positions"])
+    chosen = _hidden_states_at(inputs["target_positions"], model, body)
     output = AdaptedLinear(model.get_output_embeddings())
     base: Any = output.base
     loss = chunked_cross_entropy(
@@ -318,6 +310,27 @@ def _forward_with_loss(model: Any, inputs: Mapping[str, Any], seeds: DropoutSeed
         update=_update_of(output, seeds),
     )
     return CausalLMOutputWithPast(loss=loss)
+
+
+_WORTH_DROPPING = 1 / 8
+"""Share of the tokens from which on the last layer leaves out those that the loss does not read."""
+
+
+def _hidden_states_at(positions: torch.Tensor, model: Any, body: Mapping[str, Any]) -> torch.Tensor:
+    """Return the decoder's last hidden states [N, H] at flat positions [N] of its tokens.
+
+    The last layer is asked for no others, where it knows how; see `lean.layers`.
+    """
+    num_tokens, count = body["input_ids"].numel(), positions.shape[0]
+    padded = fitting_rows(count)
+    options = {}
+    if padded < num_tokens * (1 - _WORTH_DROPPING):
+        options["read_positions"] = functional.pad(positions, (0, padded - count))
+    hidden = model.model(**body, **options, use_cache=False).last_hidden_state.flatten(0, 1)
+    if hidden.shape[0] == num_tokens:
+        chosen: torch.Tensor = hidden.index_select(0, positions)
+        return chosen
+    return hidden[:count]
 
 
 def _update_of(output: AdaptedLinear, seeds: DropoutSeeds) -> HeadUpdate | None:

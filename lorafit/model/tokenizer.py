@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from lorafit.model.source import ModelSource
 
+_UNEMBEDDED = "_lorafit_unembedded"
+"""Attribute of a tokenizer: its tokens that the model has no embedding for."""
+
 
 class PadToken(NamedTuple):
     """The id that fills short rows, and why it is this one."""
@@ -58,19 +61,49 @@ def tokenizer_of(source: "ModelSource") -> "PreTrainedTokenizerBase":
             "its tokenizer has no end-of-text token, so the model could not learn to stop",
             where=str(source.path),
         )
-    vocabulary: Any = source.config.get("vocab_size")
-    if vocabulary is not None and len(tokenizer) > vocabulary:
+    _match_embedding(tokenizer, source)
+    return tokenizer
+
+
+def _match_embedding(tokenizer: Any, source: "ModelSource") -> None:
+    """Note on the tokenizer which special tokens the model does not embed; refuse any other.
+
+    Gemma 3's tokenizer has a placeholder for images that its models of text alone do not embed:
+    harmless, as long as no text has it.
+    """
+    text_config = source.config.get("text_config")
+    config = text_config if isinstance(text_config, dict) else source.config
+    vocabulary = config.get("vocab_size")
+    if not isinstance(vocabulary, int) or len(tokenizer) <= vocabulary:
+        return
+    added = tokenizer.added_tokens_decoder.items()
+    outside = [str(token) for token_id, token in added if token_id >= vocabulary and token.special]
+    needed = {tokenizer.bos_token, tokenizer.eos_token}
+    if len(tokenizer) - len(outside) > vocabulary or needed.intersection(outside):
         raise ModelError(
             f"its tokenizer has {len(tokenizer):,} tokens, but the model embeds {vocabulary:,}",
             where=str(source.path),
             hint="tokenizer and weights belong to different models",
         )
-    return tokenizer
+    setattr(tokenizer, _UNEMBEDDED, tuple(outside))
+
+
+def unembedded_token(tokenizer: "PreTrainedTokenizerBase", text: str) -> str | None:
+    """Return the first token in a text that the model does not embed; None where it can read it."""
+    outside: tuple[str, ...] = getattr(tokenizer, _UNEMBEDDED, ())
+    return next((token for token in outside if token in text), None)
 
 
 def choose_pad_token(tokenizer: "PreTrainedTokenizerBase") -> PadToken:
     """Return the id for padding; padding is masked by position, so the id itself never matters."""
     eos = int(tokenizer.eos_token_id)
+    own = tokenizer.pad_token
+    if own is not None and unembedded_token(tokenizer, str(own)):
+        return PadToken(
+            eos,
+            "the model has no embedding for the tokenizer's pad token: end-of-text fills the rows, "
+            "masked by position, so that a true end-of-text is still learnt",
+        )
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != eos:
         return PadToken(int(tokenizer.pad_token_id), "the tokenizer's own pad token")
     return PadToken(

@@ -82,13 +82,20 @@ def _list_files(folder: Path) -> list[Path]:
                 f"names {excerpt(repr(name))}, which is not a plain file name in this folder",
                 where=str(index),
             )
-        if not (folder / name).is_file():
+        if not _is_file(folder / name):
             raise ModelError(
                 f"names the shard {excerpt(name)}, which is missing",
                 where=str(index),
                 hint="the download is incomplete: download the model again",
             )
     return [folder / name for name in names]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def read_tensors(file: Path, error: type[LorafitError]) -> Iterator[dict[str, Any]]:

@@ -45,7 +45,7 @@ print(psutil.Process().memory_info().rss)
     assert kept - printed("assert malloc.return_freed_blocks()" + script) > 100 * MIB
 
 
-@pytest.mark.parametrize(("size", "is_kept"), [(2 * MIB, True), (8 * MIB, False)])
+@pytest.mark.parametrize(("size", "is_kept"), [(2 * MIB, True), (8 * MIB, True), (24 * MIB, False)])
 def test_only_small_blocks_are_had_again_without_new_pages(size: int, is_kept: bool) -> None:
     script = f"""
 assert malloc.return_freed_blocks()

@@ -3,8 +3,9 @@ import torch
 from torch.nn import functional
 
 from lorafit.model import loss
+from lorafit.model.chunks import chunk_rows
 from lorafit.model.lean.dropout import keep_mask
-from lorafit.model.loss import HeadUpdate, chunk_rows, chunked_cross_entropy, locate_targets
+from lorafit.model.loss import HeadUpdate, chunked_cross_entropy, locate_targets
 
 IGNORED = -100
 
@@ -12,8 +13,7 @@ IGNORED = -100
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     """Chunks of 4 rows: 11 positions then take two whole ones and a part."""
-    monkeypatch.setattr(loss, "_MIN_CHUNK", 4)
-    monkeypatch.setattr(loss, "_MAX_CHUNK", 4)
+    monkeypatch.setattr(loss, "chunk_rows", lambda *_: 4)
 
 
 def problem(dtype=torch.float64):
@@ -128,11 +128,20 @@ def test_a_position_predicts_the_next_token_of_its_own_row_only():
     assert found["targets"].tolist() == [7, 8, 2]
 
 
-def test_a_chunk_of_logits_stays_within_its_bytes(monkeypatch):
-    monkeypatch.setattr(loss, "_MAX_CHUNK", 8192)
-    assert chunk_rows(51_200) == 1024
-    assert chunk_rows(51_200) * 51_200 * 4 <= loss._CHUNK_BYTES
-    assert chunk_rows(10**9) == 4
+@pytest.mark.parametrize(
+    ("device", "vocabulary", "rows"),
+    [
+        ("cuda", 51_200, 1024),  # 200 of 256 MiB
+        ("cuda", 1000, 8192),
+        ("cuda", 10**9, 128),
+        ("cpu", 8192, 512),  # all of 16 MiB
+        ("cpu", 51_200, 256),
+    ],
+)
+def test_a_chunk_of_logits_stays_within_its_bytes_as_far_as_products_are_quick(
+    device, vocabulary, rows
+):
+    assert chunk_rows(vocabulary, device) == rows
 
 
 @pytest.mark.parametrize("architecture", ["phi", "llama", "mistral", "gemma3", "qwen2"])

@@ -3,11 +3,14 @@
 Legend: N tokens, F features of the inner layer.
 """
 
+import math
 from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from lorafit.model.lean.products import device_type
 
 _aten = torch.ops.aten
 
@@ -16,10 +19,15 @@ class Activation(Protocol):
     """An elementwise function and its gradient."""
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the function of inputs [N, F]."""
+        """Return the function of inputs [N, F], differentiable."""
 
-    def backward(self, gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the gradient of the inputs from that of the function's value."""
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the same in the quickest way, for a caller who has `backward`."""
+
+    def backward(
+        self, gradient: torch.Tensor, inputs: torch.Tensor, *, in_place: bool = False
+    ) -> torch.Tensor:
+        """Return the gradient of the inputs from that of the value, or put it in its place."""
 
 
 class Gelu:
@@ -32,10 +40,34 @@ class Gelu:
         """Return GELU."""
         return functional.gelu(inputs, approximate=self._approximate)
 
-    def backward(self, gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return GELU; on a CPU the tanh, which is slow there, as the sigmoid that it is."""
+        # Rounded to 16 bit between its operations, it would be less exact than PyTorch's.
+        is_wide = inputs.dtype in (torch.float32, torch.float64)
+        if self._approximate == "tanh" and is_wide and device_type(inputs) == "cpu":
+            return _gelu_by_sigmoid(inputs)
+        return self(inputs)
+
+    def backward(
+        self, gradient: torch.Tensor, inputs: torch.Tensor, *, in_place: bool = False
+    ) -> torch.Tensor:
         """Return PyTorch's own gradient."""
-        result: torch.Tensor = _aten.gelu_backward(gradient, inputs, approximate=self._approximate)
-        return result
+        kind = self._approximate
+        if not in_place:
+            result: torch.Tensor = _aten.gelu_backward(gradient, inputs, approximate=kind)
+            return result
+        _aten.gelu_backward.grad_input(gradient, inputs, approximate=kind, grad_input=gradient)
+        return gradient
+
+
+_SLOPE = 2 * math.sqrt(2 / math.pi)
+_CUBE = 0.044715
+
+
+def _gelu_by_sigmoid(inputs: torch.Tensor) -> torch.Tensor:
+    """Return x sigmoid(2 z), which is x (1 + tanh z) / 2, z = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    twice = inputs * inputs
+    return twice.mul_(_SLOPE * _CUBE).add_(_SLOPE).mul_(inputs).sigmoid_().mul_(inputs)
 
 
 class Silu:
@@ -45,10 +77,19 @@ class Silu:
         """Return SiLU."""
         return functional.silu(inputs)
 
-    def backward(self, gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return SiLU."""
+        return self(inputs)
+
+    def backward(
+        self, gradient: torch.Tensor, inputs: torch.Tensor, *, in_place: bool = False
+    ) -> torch.Tensor:
         """Return PyTorch's own gradient."""
-        result: torch.Tensor = _aten.silu_backward(gradient, inputs)
-        return result
+        if not in_place:
+            result: torch.Tensor = _aten.silu_backward(gradient, inputs)
+            return result
+        _aten.silu_backward.grad_input(gradient, inputs, grad_input=gradient)
+        return gradient
 
 
 # transformers writes GELU in several ways; these compute one and the same function.

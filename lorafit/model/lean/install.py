@@ -67,7 +67,8 @@ def install_lean_layers(base: "PreTrainedModel", settings: Settings) -> None:
         _install_in_modules(base, seeds)
         return
     for index, (layer, (linears, prologues)) in enumerate(found):
-        layer.lean = layers.LeanLayer(linears, prologues, index, seeds)
+        is_last = index == len(found) - 1
+        layer.lean = layers.LeanLayer(linears, prologues, index, seeds, is_last=is_last)
         layer.__class__ = _derive(type(layer), ARCHITECTURES[_model_type(layer)].forward)
 
 

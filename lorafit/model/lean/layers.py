@@ -7,7 +7,7 @@ Legend: B rows, T tokens, H hidden size, n heads, D head size.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class LeanLayer:
         prologues: what happens in front of products, by a name of the architecture's own.
         index: number of the layer.
         seeds: where dropout's seeds come from.
+        is_last: whether nothing but the loss reads what it returns.
     """
 
     def __init__(
@@ -40,12 +41,15 @@ class LeanLayer:
         prologues: dict[str, Prologue],
         index: int,
         seeds: DropoutSeeds,
+        *,
+        is_last: bool = False,
     ) -> None:
         self._linears = {name: AdaptedLinear(module) for name, module in linears.items()}
         self._places = {name: place for place, name in enumerate(linears)}
         self.prologues = prologues
         self._index = index
         self._seeds = seeds
+        self._is_last = is_last
 
     @property
     def is_active(self) -> bool:
@@ -59,6 +63,14 @@ class LeanLayer:
         layers = [self._linears[name] for name in names]
         seeds = [self._seeds.seed(self._index, self._places[name]) for name in names]
         return adapted_linears(self.prologues[prologue], layers, seeds, *inputs)
+
+    def positions_read(self, options: Mapping[str, Any]) -> torch.Tensor | None:
+        """Return which tokens are read behind this layer, flat in [B, T], or None for all.
+
+        What the last layer does behind attention is of use only where the loss reads it: those
+        tokens are the option `read_positions`, int64 [N]. With it that layer returns [1, N, H].
+        """
+        return options.get("read_positions") if self._is_last else None
 
     def dropout_seeds(self, count: int) -> tuple[int, ...]:
         """Return seeds for dropout outside of the adapters."""
@@ -90,15 +102,20 @@ def phi_forward(
 ) -> torch.Tensor:
     """Attention and MLP side by side behind one LayerNorm: [B, T, H] to [B, T, H]."""
     lean: LeanLayer = layer.lean
-    query, key, value, inner = lean.products(
-        "norm", ("q_proj", "k_proj", "v_proj", "fc1"), hidden_states
+    positions = lean.positions_read(options)
+    early = ("fc1",) if positions is None else ()
+    query, key, value, *inner = lean.products(
+        "norm", ("q_proj", "k_proj", "v_proj", *early), hidden_states
     )
     heads = attend(
         layer.self_attn, (query, key, value), position_embeddings, attention_mask, options
     )
     del query, key, value
+    if positions is not None:
+        hidden_states, heads = take_tokens(positions, hidden_states, heads)
+        inner = [*lean.products("norm", ("fc1",), hidden_states)]
     (attended,) = lean.products("plain", ("dense",), heads)
-    (computed,) = lean.products("activation", ("fc2",), inner)
+    (computed,) = lean.products("activation", ("fc2",), *inner)
     share = layer.resid_dropout.p if layer.training else 0.0
     return dropped_sum(hidden_states, (attended, computed), share, lean.dropout_seeds(2))
 
@@ -142,7 +159,9 @@ def gated_forward(
 ) -> torch.Tensor:
     """Attention, then a gated MLP, each behind an RMSNorm: [B, T, H] to [B, T, H]."""
     lean: LeanLayer = layer.lean
-    attended = _gated_attention(layer, hidden_states, position_embeddings, attention_mask, options)
+    hidden_states, attended = _gated_attention(
+        layer, hidden_states, position_embeddings, attention_mask, options
+    )
     hidden_states = hidden_states + attended
     return hidden_states + _gated_mlp(lean, "post_attention_layernorm", hidden_states)
 
@@ -156,7 +175,9 @@ def gemma_forward(
 ) -> torch.Tensor:
     """Attention, then a gated MLP, each between two RMSNorms: [B, T, H] to [B, T, H]."""
     lean: LeanLayer = layer.lean
-    attended = _gated_attention(layer, hidden_states, position_embeddings, attention_mask, options)
+    hidden_states, attended = _gated_attention(
+        layer, hidden_states, position_embeddings, attention_mask, options
+    )
     norm = lean.prologues["post_attention_layernorm"]
     hidden_states = hidden_states + normalize(attended, norm)
     computed = _gated_mlp(lean, "pre_feedforward_layernorm", hidden_states)
@@ -165,12 +186,16 @@ def gemma_forward(
 
 def _gated_attention(
     layer: Any, hidden_states: torch.Tensor, angles: Any, mask: Any, options: dict[str, Any]
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the layer's input and what attention adds to it, of the tokens that are read."""
     lean: LeanLayer = layer.lean
     projected = lean.products("input_layernorm", ("q_proj", "k_proj", "v_proj"), hidden_states)
     query_norm, key_norm = (lean.prologues.get(name) for name in _HEAD_NORMS)
     heads = attend(layer.self_attn, projected, angles, mask, options, (query_norm, key_norm))
-    return lean.products("plain", ("o_proj",), heads)[0]
+    positions = lean.positions_read(options)
+    if positions is not None:
+        hidden_states, heads = take_tokens(positions, hidden_states, heads)
+    return hidden_states, lean.products("plain", ("o_proj",), heads)[0]
 
 
 def _gated_mlp(lean: LeanLayer, norm: str, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -224,7 +249,12 @@ def attend(
     return output.flatten(2)
 
 
-_LAYER_OPTIONS = ("past_key_values", "use_cache")
+_LAYER_OPTIONS = ("past_key_values", "use_cache", "read_positions")
+
+
+def take_tokens(positions: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the tokens at flat positions [N] of tensors [B, T, H], each as [1, N, H]."""
+    return tuple(each.flatten(0, 1).index_select(0, positions)[None] for each in tensors)
 
 
 def _sliding_window(attention: Any) -> int | None:

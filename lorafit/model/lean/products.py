@@ -80,6 +80,11 @@ def split_rows(count: int, most: int) -> list[int]:
     return [*sizes, *(size for size in (rest - odd, odd) if size)]
 
 
+def fitting_rows(count: int) -> int:
+    """Return the next number of rows that oneDNN takes, where it is in use."""
+    return -(-count // CPU_ROW_MULTIPLE) * CPU_ROW_MULTIPLE if _onednn else count
+
+
 def frozen_product(base: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """Return a frozen layer's output [N, O] for inputs [N, I]; quantized layers do their own."""
     if type(base) is nn.Linear:
@@ -128,7 +133,7 @@ def _dense_weight(base: nn.Module, dtype: torch.dtype) -> torch.Tensor:
 def project(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Return values [N, I] times a thin factor [R, I] transposed, in the factor's dtype [N, R]."""
     if values.dtype == factor.dtype:
-        return values @ factor.t()
+        return linear(values, factor, None)
     if device_type(values) == "cuda":
         halves = torch.cat(_split(factor, values.dtype))
         return _sum_halves(torch.mm(values, halves.t(), out_dtype=factor.dtype), dim=1)

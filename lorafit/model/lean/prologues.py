@@ -27,7 +27,7 @@ class Prologue(Protocol):
         """Return the value again."""
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
-        """Return the gradients of the inputs from that of the value."""
+        """Return the gradients of the inputs from that of the value, whose memory they may take."""
 
 
 class Identity:
@@ -54,15 +54,15 @@ class Activated:
 
     def forward(self, inputs: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Return activation(inner)."""
-        return self._activation(inputs[0]), ()
+        return self.restore(inputs, ()), ()
 
     def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
         """Return activation(inner)."""
-        return self._activation(inputs[0])
+        return self._activation.forward(inputs[0])
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
         """Return the gradient of the inner layer."""
-        return (self._activation.backward(gradient, inputs[0]),)
+        return (self._activation.backward(gradient, inputs[0], in_place=True),)
 
 
 class Gated:
@@ -88,12 +88,12 @@ class Gated:
 
 @fusible
 def _gate(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    return activation(gate).mul_(up)
+    return activation.forward(gate).mul_(up)
 
 
 @fusible
 def _gate_backward(
     gradient: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: Activation
 ) -> Tensors:
-    of_up = activation(gate).mul_(gradient)
+    of_up = activation.forward(gate).mul_(gradient)
     return activation.backward(gradient * up, gate), of_up

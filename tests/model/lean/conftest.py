@@ -57,14 +57,18 @@ def adapted():
 
 @pytest.fixture
 def gradients():
-    """Return a function that gives a model's loss and adapter gradients on fixed rows."""
+    """Return a function that gives a model's loss and adapter gradients on fixed rows.
 
-    def run(model, seed=2):
+    The first `prompt` tokens of each row are no targets.
+    """
+
+    def run(model, seed=2, prompt=0):
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(3, 300, (ROWS, TOKENS), generator=generator)
         labels = ids.clone()
         labels[1, 18:] = -100
         mask = (labels != -100).long()
+        labels[:, :prompt] = -100
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         # A model that has the chunked loss takes its targets by position.
         if "forward" in model.get_base_model().__dict__:

@@ -43,6 +43,32 @@ def test_in_bfloat16_gradients_are_as_near_to_the_truth_as_those_of_stock(
     assert missed["lean"] < 1.15 * missed["stock"], missed
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_last_layer_computes_only_what_the_loss_reads(
+    adapted, gradients, architecture, checkpointing
+):
+    model = adapted(architecture, gradient_checkpointing=checkpointing)
+    decoder = model.get_base_model().model
+    norm = getattr(decoder, "norm", None) or decoder.final_layernorm
+    seen = []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:2]))
+    got = gradients(model, prompt=16)
+    expected = gradients(adapted(architecture, kernels="stock"), prompt=16)
+    assert seen == [(1, 8 + 2 + 8)]
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-6, atol=0)
+    assert distance(expected[1], got[1]) < 2e-5
+
+
+def test_the_last_layer_computes_all_tokens_where_nearly_all_are_read(adapted, gradients):
+    model = adapted()
+    seen = []
+    norm = model.get_base_model().model.final_layernorm
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:2]))
+    gradients(model)
+    assert seen == [(3, 24)]
+
+
 @pytest.mark.parametrize("architecture", ["phi", "llama"])
 def test_dropout_is_the_same_when_a_layer_is_computed_again(adapted, gradients, architecture):
     shape = {"resid_pdrop": 0.2} if architecture == "phi" else {}
