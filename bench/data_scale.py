@@ -1,12 +1,18 @@
 """Prepare a large JSONL file for training: lorafit beside `datasets`, time, memory and disk.
 
-    python bench/data_scale.py [--gigabytes 0.05] [--work FOLDER] [--keep]
+    python bench/data_scale.py [--gigabytes 0.05] [--sides lorafit datasets]
+        [--scan-gigabytes 10] [--work FOLDER] [--keep]
 
 A file of prompts and completions is generated. Both sides read, tokenize and store it with as many
 processes as there are processors: lorafit as `lorafit train` does, with its checks, and a script
 of `datasets.load_dataset("json")` and `map`, as people write it. Each then starts a second time
 on what it has stored, and reads random rows. Every start is a process of its own, whose memory,
 with that of its children, is sampled from outside.
+
+A scan reads a larger file, of numbered copies of those rows, as `lorafit data inspect` does where
+there is no tokenizer: with all checks, counting characters.
+
+Results of another size stay in the results; those of the same size are replaced.
 """
 
 import argparse
@@ -35,6 +41,7 @@ MAX_LENGTH = 1024
 _VOCABULARY = 8192
 _RANDOM_ROWS = 20_000
 _SAMPLE_SECONDS = 0.25
+_COPIED_AT_ONCE = 2**24
 
 
 def write_data(path: Path, num_bytes: int) -> int:
@@ -55,6 +62,19 @@ def write_data(path: Path, num_bytes: int) -> int:
             written += file.write(json.dumps(row) + "\n")
             rows += 1
     return rows
+
+
+def write_copies(rows: Path, path: Path, num_bytes: int) -> None:
+    """Write the rows of a file again and again, each time under another number."""
+    start = b'{"prompt": "'
+    written = copies = 0
+    with path.open("wb") as file:
+        while written < num_bytes:
+            copies += 1
+            with rows.open("rb") as source:
+                while written < num_bytes and (lines := source.readlines(_COPIED_AT_ONCE)):
+                    numbered = b"".join(lines).replace(start, start + b"%d-" % copies)
+                    written += file.write(numbered)
 
 
 def build_tokenizer(data: Path, folder: Path) -> None:
@@ -132,22 +152,34 @@ def run_side(side: str, work: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     started = time.perf_counter()
     rows = prepare[side](work / "rows.jsonl", tokenizer, work / side)
-    seconds = time.perf_counter() - started
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu_seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    told = {"rows": len(rows), **_spent_since(started)}
     chance = random.Random(1)
     chosen = [chance.randrange(len(rows)) for _ in range(min(_RANDOM_ROWS, len(rows)))]
     started = time.perf_counter()
     tokens = sum(len(rows[index]["input_ids"]) for index in chosen)
     read_seconds = time.perf_counter() - started
-    told = {
-        "rows": len(rows),
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "random_rows_per_second": len(chosen) / read_seconds,
-        "random_tokens": tokens,
-    }
+    told |= {"random_rows_per_second": len(chosen) / read_seconds, "random_tokens": tokens}
     sys.stdout.write(json.dumps(told) + "\n")
+
+
+def run_scan(work: Path) -> None:
+    """Look at the large file as `lorafit data inspect` does, and print what it took, as JSON."""
+    from lorafit.config.schema import Settings
+    from lorafit.data.inspection import inspect_data
+
+    started = time.perf_counter()
+    found = inspect_data(str(work / "scan.jsonl"), Settings(), None)
+    told = {"rows": found.records.num_records, "repeated": found.num_duplicates}
+    sys.stdout.write(json.dumps({**told, **_spent_since(started)}) + "\n")
+
+
+def _spent_since(started: float) -> dict[str, float]:
+    seconds = time.perf_counter() - started
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {
+        "seconds": seconds,
+        "cpu_seconds": sum(usage.ru_utime + usage.ru_stime for usage in usages),
+    }
 
 
 # -- Measuring ------------------------------------------------------------------------------------
@@ -209,17 +241,59 @@ def _mib(value: float) -> str:
     return f"{value / 2**20:,.0f}"
 
 
+def page(results: dict[str, Any]) -> str:
+    """Return the results as Markdown, the smallest file first."""
+    runs = sorted(results["runs"].values(), key=lambda run: run["file_bytes"])
+    parts = ["# Large JSONL files\n", *map(table, runs)]
+    if "scan" in results:
+        parts.append(scan_table(results["scan"]))
+    return "\n".join(parts)
+
+
+def scan_table(scan: dict[str, Any]) -> str:
+    """Return what a scan took as Markdown."""
+    told = scan["told"]
+    figures = {
+        "rows": f"{told['rows']:,}",
+        "of these repeated": f"{told['repeated']:,}",
+        "seconds": f"{told['seconds']:,.0f}",
+        "CPU seconds": f"{told['cpu_seconds']:,.0f}",
+        "peak MiB": _mib(told["peak_bytes"]["all_processes"]),
+        "of these not pages of files": _mib(told["peak_bytes"]["all_anonymous"]),
+    }
+    lines = [
+        f"## {scan['file_bytes'] / 1e9:.2f} GB read and checked, not tokenized",
+        "",
+        f"Written by `python bench/data_scale.py --scan-gigabytes {scan['gigabytes']:g}` on "
+        f"{_machine(scan)}.",
+        "As `lorafit data inspect` does without a tokenizer, in one process: strict JSON, kinds, "
+        "encodings, lengths in characters, repeated rows, SHA-256 of the file.",
+        "",
+        "| | lorafit |",
+        "| --- | --- |",
+        *(f"| {title} | {figure} |" for title, figure in figures.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _machine(document: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {v}" for name, v in document["versions"].items())
+    return (
+        f"{document['date']}: {document['device']}, {document['processors']} processors shared "
+        f"with other work, {versions}"
+    )
+
+
 def table(document: dict[str, Any]) -> str:
-    """Return the results as Markdown."""
-    size, rows = document["file_bytes"], document["rows"]
+    """Return what both sides took for a file as Markdown."""
     sides = document["sides"]
     lines = [
-        f"# A JSONL file of {size / 1e9:.2f} GB",
+        f"## {document['file_bytes'] / 1e9:.2f} GB, tokenized",
         "",
         f"Written by `python bench/data_scale.py --gigabytes {document['gigabytes']:g}` on "
-        f"{document['date']}: {document['device']}, {document['processors']} processors shared "
-        f"with other work, {', '.join(f'{n} {v}' for n, v in document['versions'].items())}.",
-        f"{rows:,} rows of prompt and completion; a BPE tokenizer of {_VOCABULARY} ids.",
+        f"{_machine(document)}.",
+        f"{document['rows']:,} rows of prompt and completion; a BPE tokenizer of {_VOCABULARY} "
+        "ids.",
         "`lorafit` reads with all its checks (strict JSON, kinds, encodings, duplicates, SHA-256 "
         'of file and rows); `datasets` is `load_dataset("json")` and `map(num_proc=processors)`, '
         "with Arrow's parser and no checks.",
@@ -257,25 +331,49 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def store(results: Path, **found: Any) -> None:
+    """Put what was found beside what is stored, and write the page anew."""
+    path = results / "data_scale.json"
+    stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    if "run" in found:
+        stored["runs"][f"{found['run']['gigabytes']:g}"] = found["run"]
+    if "scan" in found:
+        stored["scan"] = found["scan"]
+    path.write_text(json.dumps(stored, indent=2) + "\n")
+    path.with_suffix(".md").write_text(page(stored))
+
+
 def main() -> None:
     """Generate, measure, write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--gigabytes", type=float, default=0.05)
+    parser.add_argument("--sides", nargs="*", choices=SIDES, default=SIDES)
+    parser.add_argument("--scan-gigabytes", type=float, default=0.0)
     parser.add_argument("--work", type=Path, default=Path("outputs/data_scale"))
     parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help="leave file and stored rows there")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=(*SIDES, "scan"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     work = options.work.absolute()
+    if options.side == "scan":
+        run_scan(work)
+        return
     if options.side:
         run_side(options.side, work)
         return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    data = work / "rows.jsonl"
+    measure_all(options, work)
+    print((options.results / "data_scale.md").read_text())
+    if not options.keep:
+        shutil.rmtree(work)
+
+
+def measure_all(options: argparse.Namespace, work: Path) -> None:
+    """Measure what the options name, and store each result as soon as it is there."""
+    data, scanned = work / "rows.jsonl", work / "scan.jsonl"
     rows = write_data(data, int(options.gigabytes * 1e9))
-    build_tokenizer(data, work / "tokenizer")
-    document: dict[str, Any] = {
+    about: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "device": _processor(),
         "processors": os.cpu_count(),
@@ -283,18 +381,20 @@ def main() -> None:
             "Python": platform.python_version(),
             **{name: version(name) for name in ("datasets", "pyarrow", "numpy", "tokenizers")},
         },
-        "gigabytes": options.gigabytes,
-        "file_bytes": data.stat().st_size,
-        "rows": rows,
-        "sides": {},
     }
-    for side in SIDES:
+    if options.scan_gigabytes:
+        write_copies(data, scanned, int(options.scan_gigabytes * 1e9))
+        size = {"gigabytes": options.scan_gigabytes, "file_bytes": scanned.stat().st_size}
+        store(options.results, scan={**about, **size, "told": measure("scan", work)})
+        scanned.unlink()
+    if not options.sides:
+        return
+    build_tokenizer(data, work / "tokenizer")
+    size = {"gigabytes": options.gigabytes, "file_bytes": data.stat().st_size, "rows": rows}
+    document: dict[str, Any] = {**about, **size, "sides": {}}
+    for side in options.sides:
         document["sides"][side] = {"first": measure(side, work), "second": measure(side, work)}
-        (options.results / "data_scale.json").write_text(json.dumps(document, indent=2) + "\n")
-        (options.results / "data_scale.md").write_text(table(document))
-    print((options.results / "data_scale.md").read_text())
-    if not options.keep:
-        shutil.rmtree(work)
+        store(options.results, run=document)
 
 
 if __name__ == "__main__":

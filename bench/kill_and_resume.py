@@ -5,7 +5,8 @@
 Both sides train the same tiny model on the same rows for 12 steps with a checkpoint every 2:
 `lorafit train`, and a plain transformers Trainer script (plain_trainer.py). Odd trials are killed
 (SIGKILL) at a random moment of training, even ones at a random moment within a random save.
-Results are kept in FOLDER a trial at a time, so that an interrupted bench goes on where it was.
+Results are kept in FOLDER a trial at a time, so that an interrupted bench goes on where it was; the
+tables in bench/results are written at its end, or when Ctrl-C stops it.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -94,13 +96,24 @@ class Side:
             return any(run_dir.glob(".staging-checkpoint-*"))
         return any(not _size(f / "trainer_state.json") for f in run_dir.glob("checkpoint-*"))
 
-    def resumed_from(self, run_dir: Path, err: str) -> int:
-        """Return the step that the second attempt continued from."""
+    def resumed_from(self, run_dir: Path, err: str, before: int) -> int:
+        """Return the step that the second attempt continued from.
+
+        Args:
+            run_dir: the run's folder.
+            err: what the second attempt wrote to stderr.
+            before: size of the file of steps, in bytes, when the second attempt began.
+        """
         if self.name == "lorafit":
+            # Killed between its last step and its exit, it had nothing left to do.
+            if complete := re.search(r"already complete at step (\d+)", err):
+                return int(complete[1])
             notes = json.loads((run_dir / "run.json").read_text())["notes"]
             text = next((note for note in notes if "continuing from checkpoint-" in note), "")
             return int(text.split("checkpoint-")[1].split(",")[0]) if text else 0
-        return -1
+        # The plain script says nothing: the first step that it takes tells.
+        added = (run_dir / STEPS_FILE).read_bytes()[before:].splitlines()
+        return int(json.loads(added[0])["step"]) - 1 if added else MAX_STEPS
 
     def final_state(self, run_dir: Path) -> dict[str, Any]:
         """Return what has to be equal at the end."""
@@ -144,6 +157,7 @@ def run_trial(side: Side, number: int, reference: dict[str, Any], seconds: float
             break
     steps, bad = side.steps(run_dir), side.bad_checkpoints(run_dir)
     visible = sorted(int(f.name.split("-")[1]) for f in run_dir.glob("checkpoint-*"))
+    size = _size(run_dir / STEPS_FILE)
     outcome = side.start(run_dir).wait()
     trial: dict[str, Any] = {
         "trial": number,
@@ -156,7 +170,7 @@ def run_trial(side: Side, number: int, reference: dict[str, Any], seconds: float
     if outcome.code != 0:
         lines = outcome.err.strip().splitlines()
         return {**trial, "result": "resume failed", "error": lines[-1][:200] if lines else ""}
-    resumed = _resumed_from(side, run_dir, outcome.err)
+    resumed = side.resumed_from(run_dir, outcome.err, size)
     state = side.final_state(run_dir)
     different = [name for name in reference if state[name] != reference[name]]
     shutil.rmtree(run_dir)
@@ -167,15 +181,6 @@ def run_trial(side: Side, number: int, reference: dict[str, Any], seconds: float
         "different": different,
         "result": "different" if different else "equal",
     }
-
-
-def _resumed_from(side: Side, run_dir: Path, err: str) -> int:
-    if side.name == "lorafit":
-        return side.resumed_from(run_dir, err)
-    # The plain script says nothing: its first repeated step tells.
-    steps = [json.loads(line)["step"] for line in _lines(run_dir / STEPS_FILE) if line[-1:] == "}"]
-    jumps = [b for a, b in itertools.pairwise(steps) if b <= a]
-    return jumps[-1] - 1 if jumps else max(0, (steps[0] if steps else 1) - 1)
 
 
 def _aim_at_training(
@@ -220,7 +225,8 @@ class Series:
         self._folder = side.work / side.name
         self._folder.mkdir(parents=True, exist_ok=True)
         self._log = self._folder / "trials.jsonl"
-        self.trials: list[dict[str, Any]] = [json.loads(line) for line in _lines(self._log)]
+        kept: list[dict[str, Any]] = [json.loads(line) for line in _lines(self._log)]
+        self.trials = sorted(kept, key=lambda trial: int(trial["trial"]))
         self._reference, self._seconds = self._train_reference()
 
     def _train_reference(self) -> tuple[dict[str, Any], float]:
@@ -238,10 +244,12 @@ class Series:
         return self.side.final_state(run_dir), seconds
 
     def run_one(self) -> None:
-        """Run the next trial."""
-        number = len(self.trials) + 1
+        """Run the next trial that is missing."""
+        done = {trial["trial"] for trial in self.trials}
+        number = next(n for n in itertools.count(1) if n not in done)
         trial = run_trial(self.side, number, self._reference, self._seconds)
         self.trials.append(trial)
+        self.trials.sort(key=lambda trial: int(trial["trial"]))
         with self._log.open("a") as stream:
             stream.write(json.dumps(trial) + "\n")
         print(f"{self.side.name} {number}: {trial['result']}", flush=True)
@@ -341,10 +349,12 @@ def main() -> None:
     server = ForkServer(commands / str(os.getpid()), LORAFIT_CACHE_DIR=cache)
     series = [Series(Side(name, work, server)) for name in SIDES]
     # In turns, so that both sides meet the same load of the machine.
-    while any(len(one.trials) < options.kills for one in series):
-        for one in series:
-            if len(one.trials) < options.kills:
-                one.run_one()
+    try:
+        while any(len(one.trials) < options.kills for one in series):
+            for one in series:
+                if len(one.trials) < options.kills:
+                    one.run_one()
+    finally:
         write_results({one.side.name: one.trials for one in series})
     print((RESULTS / "kill_and_resume.md").read_text())
 

@@ -122,7 +122,8 @@ def trace_request(run: Run, device: "DeviceInfo") -> "TraceRequest":
     """Return what is traced, and built for real: stock runs are those of a plain script."""
     import torch
 
-    from lorafit.memory.estimate import gpu_traits, parse_config
+    from lorafit.memory.device import gpu_traits
+    from lorafit.memory.estimate import parse_config
     from lorafit.memory.trace import TraceRequest
     from lorafit.model.architectures import bundled_config
 

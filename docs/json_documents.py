@@ -12,7 +12,7 @@ from offline import environment, make_data, make_model
 
 from lorafit.config.presets import DEFAULT_ROW
 from lorafit.config.schema import Settings
-from lorafit.demo.nli import LABELS
+from lorafit.demo.problem import LABELS
 from lorafit.evaluation.classification import NO_LABEL
 from lorafit.hardware.catalog import CATALOG
 from lorafit.model.lora import DEFAULT_TARGETS

@@ -9,6 +9,7 @@ devices and links are is assumed, and every assumption stands on the page.
 import argparse
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,8 +85,12 @@ class Step(NamedTuple):
     base_bytes: float
     layer_bytes: float
     gradient_bytes: float
+    peak_flops: float
     alone_bytes: float
-    shared_bytes: float
+    whole_bytes: float
+    """In a process among others that holds the whole model."""
+    sharded_bytes: Mapping[int, float]
+    """In one that holds its share of the base weights, by the number of processes."""
     capacity_bytes: float
 
 
@@ -107,7 +112,15 @@ def count(work: Work, link: Link) -> Step:
     tokens = work.rows * work.max_length * work.accumulation
     flops = count_step_flops(settings, config, trained).of(tokens, int(tokens * SUPERVISED_SHARE))
     alone = estimate_with_cache(settings, config, device)
-    shared = with_exchange(alone, trained, device, num_processes=PER_NODE)
+    whole = with_exchange(alone, trained, device, num_processes=PER_NODE)
+    sharded = {
+        devices: with_exchange(
+            estimate_with_cache(settings, config, device, devices), trained, device,
+            num_processes=devices, parallelism="fsdp",
+        )
+        for devices in NUM_DEVICES
+        if devices > 1
+    }  # fmt: skip
     return Step(
         tokens=tokens,
         micro_steps=work.accumulation,
@@ -115,8 +128,10 @@ def count(work: Work, link: Link) -> Step:
         base_bytes=2.0 * arch.num_parameters,
         layer_bytes=2.0 * (arch.layer_linear_weights + arch.layer_other_parameters),
         gradient_bytes=4.0 * trained,
+        peak_flops=peak.value,
         alone_bytes=alone.peak.process_bytes,
-        shared_bytes=shared.peak.process_bytes,
+        whole_bytes=whole.peak.process_bytes,
+        sharded_bytes={count: found.peak.process_bytes for count, found in sharded.items()},
         capacity_bytes=device.usable_bytes,
     )
 
@@ -153,7 +168,7 @@ def simulate_ddp(step: Step, devices: int, link: Link) -> Simulated:
     exchange = 2 * gather_seconds(step.gradient_bytes, devices, link)
     exchange += 2 * (pieces - 1) * hops(devices) + HOST_EXCHANGES * 2 * hops(devices)
     return Simulated(
-        step.compute_seconds + exchange, step.shared_bytes, step.shared_bytes <= step.capacity_bytes
+        step.compute_seconds + exchange, step.whole_bytes, step.whole_bytes <= step.capacity_bytes
     )
 
 
@@ -168,7 +183,7 @@ def simulate_fsdp(step: Step, devices: int, link: Link) -> Simulated:
     gathering = passes * gather_seconds(step.base_bytes, devices, link)
     waiting = passes * gather_seconds(step.layer_bytes, devices, link)
     gradients = 2 * gather_seconds(step.gradient_bytes, devices, link)
-    held = step.shared_bytes - step.base_bytes * (1 - 1 / devices) + 2 * step.layer_bytes
+    held = step.sharded_bytes[devices]
     seconds = max(step.compute_seconds, gathering) + waiting + gradients
     return Simulated(seconds, held, held <= step.capacity_bytes)
 
@@ -183,7 +198,9 @@ def table(work: Work, link: Link) -> list[str]:
         f"A device takes {work.rows} x {work.max_length} tokens x {work.accumulation} "
         f"micro-batches a step; it sends {step.gradient_bytes / 2**20:,.0f} MiB of gradients. "
         f"Sharded, it fetches {step.base_bytes / GIB:,.1f} GiB of weights {2 * step.micro_steps} "
-        "times a step.",
+        "times a step. Memory is traced. Assumed: "
+        f"{UTILIZATION:.0%} of {step.peak_flops / 1e12:,.0f} TFLOP/s, "
+        f"{link.inside / 1e9:g} GB/s inside a node and {link.outside / 1e9:g} GB/s between nodes.",
         "",
         "| GPUs | effective batch | DDP tokens/s | DDP efficiency | DDP GiB a GPU | FSDP tokens/s "
         "| FSDP efficiency | FSDP GiB a GPU |",

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,24 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         os.fsync(stream.fileno())
     os.replace(staging, path)
     sync_folder(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write text to a file of the cache, whole or not at all; its folder is made.
+
+    Each writer has a staging name of its own: two runs may end at the same time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -1,12 +1,8 @@
 """Human units: the only place that divides bytes by 1024**3; they are integers elsewhere."""
 
-import re
-
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
-
-_SUFFIXES = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1024 * GIB}
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -22,20 +18,6 @@ def format_bytes(num_bytes: float) -> str:
     return f"{sign}{value:.0f} B"
 
 
-def parse_bytes(text: str) -> int:
-    """Return the bytes in text such as `18 GiB`, `512M` or `1024`.
-
-    Decimal and binary suffixes mean the same: memory sizes are binary in this field.
-
-    Raises:
-        ValueError: the text is not a number with an optional K, M, G or T suffix.
-    """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
-    if match is None:
-        raise ValueError(f"{text!r} is not a size such as 512M or 18GiB")
-    return round(float(match.group(1)) * _SUFFIXES[match.group(2)])
-
-
 def format_duration(seconds: float) -> str:
     """Return a duration such as `3.2 s`, `4 min 05 s` or `2 h 07 min`."""
     if seconds < 60:
@@ -45,6 +27,16 @@ def format_duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def format_about(seconds: float) -> str:
+    """Return a rounded duration, such as `40 s`, `12 min`, `2.4 h` or `3.1 days`."""
+    for unit, scale in (("days", 86_400), ("h", 3600), ("min", 60)):
+        # From 1.5 of a unit on: below, the smaller one tells more.
+        if seconds >= 1.5 * scale:
+            scaled = seconds / scale
+            return f"{scaled:.1f} {unit}" if scaled < 9.95 else f"{scaled:.0f} {unit}"
+    return f"{max(1.0, seconds):.0f} s"
 
 
 def format_count(number: float) -> str:

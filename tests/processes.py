@@ -21,7 +21,7 @@ _PRELOADED = (
     "torch", "transformers.trainer", "transformers.models.phi.modeling_phi", "peft", "accelerate",
     "datasets", "safetensors.torch", "rich.progress", "lorafit.cli.train",
     "lorafit.training.trainer", "lorafit.training.run", "lorafit.training.final",
-    "lorafit.cli.plan_view", "lorafit.cli.progress", "lorafit.memory.tracer",
+    "lorafit.cli.plan_view", "lorafit.cli.progress", "lorafit.memory.tracer", "preload",
 )  # fmt: skip
 
 

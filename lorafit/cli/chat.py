@@ -12,6 +12,7 @@ from lorafit.cli import console
 from lorafit.cli.inference import resolve_inference
 from lorafit.cli.options import (
     AdapterInsteadOfRun,
+    MaxNewTokens,
     OptionalRun,
     Temperature,
     TopP,
@@ -46,9 +47,7 @@ def command(
         str | None,
         typer.Option(help="chatml, or a .jinja file; the run's if left out.", metavar="NAME|FILE"),
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Tokens an answer may take.", min=1, max=32_768)
-    ] = 256,
+    max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     device: Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from lorafit.cli import console
+from lorafit.cli.options import Json
 from lorafit.cli.tables import plain_table
 from lorafit.errors import CheckpointError, UsageError
 from lorafit.text import escape_control, excerpt
@@ -13,10 +14,10 @@ from lorafit.units import format_bytes
 
 SCHEMA_VERSION = 1
 _MAX_TENSORS = 8
+_PEFT_PREFIX = "base_model.model.model."  # PEFT's wrappers, equal in every name
 
 app = typer.Typer(no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN_DIR", help="The --output-dir of a run.", show_default=False)
 ]
@@ -91,13 +92,19 @@ def verify(
         else:
             console.warn(problem)
     damaged = [folder for folder, problem in results if problem is not None]
+    if results and not damaged:
+        console.say(f"{_count(len(results))}, nothing damaged")
     if damaged:
         raise CheckpointError(
             f"{len(damaged)} of {len(results)} checkpoints cannot be used",
             hint="a run passes them over by itself and continues from the newest whole one",
         )
     if not results:
-        raise CheckpointError("there are no checkpoints", where=str(path))
+        raise CheckpointError(
+            "there are no checkpoints",
+            where=str(path),
+            hint="name the --output-dir of a run, or a checkpoint-N folder in it",
+        )
 
 
 @app.command()
@@ -131,9 +138,10 @@ def prune(
     verb = "would delete" if dry_run else "deleted"
     for folder in removed:
         console.say(f"{verb} {escape_control(str(folder))}")
-    console.say(
-        f"{verb} {len(removed)} checkpoint{'' if len(removed) == 1 else 's'}, {format_bytes(freed)}"
-    )
+    if removed:
+        console.say(f"{verb} {_count(len(removed))}, {format_bytes(freed)}")
+    else:
+        console.say("nothing to delete: no checkpoint is beyond the newest and the best that stay")
 
 
 @app.command()
@@ -156,15 +164,17 @@ def diff(
 
 
 def _show_comparison(found: Any) -> None:
-    one, other = found.first, found.second
+    from lorafit.training.mismatch import short_value
+
+    one, other, rates = found.first, found.second, found.learning_rates
     facts = [
         ("step", one.step, other.step),
         ("loss", *(_figure(found_in.facts.get("loss")) for found_in in (one, other))),
         ("validation_loss", *(_figure(found_in.validation_loss) for found_in in (one, other))),
-        ("learning_rate", *found.learning_rates),
-        *((name, *map(_brief, values)) for name, values in found.settings.items()),
+        ("learning_rate", *(None if rate is None else f"{rate:.3g}" for rate in rates)),
+        *((name, *map(short_value, values)) for name, values in found.settings.items()),
     ]
-    console.out(plain_table(None, ("", one.folder.name, other.folder.name), facts))
+    console.out(plain_table(None, ("", *_headings(one.folder, other.folder)), facts))
     if found.is_equal:
         console.say("equal, bit for bit: adapter, optimizer, schedule and random state")
         return
@@ -172,10 +182,14 @@ def _show_comparison(found: Any) -> None:
     console.say(f"{len(found.tensors)} of {found.num_tensors} adapter tensors differ")
     if found.tensors:
         rows = [
-            (one.name, f"{one.relative_norm:.3g}", f"{one.max_difference:.3g}")
-            for one in found.tensors[:_MAX_TENSORS]
+            (
+                tensor.name.removeprefix(_PEFT_PREFIX),
+                f"{tensor.relative_norm:.3g}",
+                f"{tensor.max_difference:.3g}",
+            )
+            for tensor in found.tensors[:_MAX_TENSORS]
         ]
-        columns = ("tensor", "relative change", "largest difference")
+        columns = ("tensor", "relative change", "largest change")
         console.out(plain_table("most different", columns, rows))
 
 
@@ -183,8 +197,15 @@ def _figure(loss: float | None) -> str | None:
     return None if loss is None else f"{loss:.4f}"
 
 
-def _brief(value: object) -> str:
-    return excerpt(str(value), 40)
+def _count(number: int) -> str:
+    return f"{number} checkpoint{'' if number == 1 else 's'}"
+
+
+def _headings(one: Path, other: Path) -> tuple[str, str]:
+    """Return the names of two checkpoints, with their runs' where they are called the same."""
+    if one.name != other.name or one == other:
+        return one.name, other.name
+    return f"{one.parent.name}/{one.name}", f"{other.parent.name}/{other.name}"
 
 
 def _existing(path: Path) -> Path:

@@ -22,38 +22,38 @@ def show(*, choices: RunChoices, as_json: Json = False) -> None:
 
     Example: lorafit config show --preset balanced learning_rate=1e-4
     """
+    from lorafit.cli.config_view import PLANNER_NOTE, settled_settings, tables
     from lorafit.config.batch import resolve_batch
-    from lorafit.config.schema import SCHEMA_VERSION, SETTING_GROUPS, Settings, setting_group
+    from lorafit.config.schema import SCHEMA_VERSION
 
-    resolved, device = choices.resolve()
-    batch = resolve_batch(resolved, device.num_devices)
-    values = resolved.settings.model_dump(mode="json")
+    resolved, _ = choices.resolve()
+    # As many as `train` uses unless it is told more.
+    batch = resolve_batch(resolved, num_devices=1)
+    settled = settled_settings(resolved, batch)
     for warning in resolved.warnings:
         console.warn(warning)
     if as_json:
         row = resolved.row
-        origins = resolved.origins
         console.print_json(
             {
                 "schema_version": SCHEMA_VERSION,
                 "preset": resolved.preset,
                 "row": {"key": row.key, "reason": row.reason} if row else None,
-                "settings": {
-                    name: {"value": value, "origin": origins[name].text}
-                    for name, value in values.items()
-                },
+                "settings": {name: entry.as_dict() for name, entry in settled.items()},
                 "batch": vars(batch),
+                "decided_at_launch": [n for n, e in settled.items() if e.is_decided_at_launch],
                 "warnings": list(resolved.warnings),
             }
         )
         return
-    for group in SETTING_GROUPS:
-        names = [name for name in Settings.model_fields if setting_group(name) == group]
-        rows = [(name, values[name], resolved.origins[name].text) for name in names]
+    for group, rows in tables(settled):
         console.out(_table(group, ("setting", "value", "from"), rows))
+    is_planned = any(entry.is_decided_at_launch for entry in settled.values())
     if resolved.row is not None:
-        console.say(f"row: {resolved.row.reason}")
-    console.say(f"batch: {batch.effective_batch_size} rows a step; {batch.reason}")
+        unless = ", unless another one is planned" if is_planned else ""
+        console.say(f"row: {resolved.row.reason}{unless}")
+    why = PLANNER_NOTE if is_planned else batch.reason
+    console.say(f"batch: {batch.effective_batch_size} rows a step; {why}")
 
 
 @app.command()

@@ -93,9 +93,14 @@ def say(renderable: RenderableType = "") -> None:
         _err.print(renderable)
 
 
+def watched(what: str) -> contextlib.AbstractContextManager[object]:
+    """Show whoever watches a terminal that something happens; say nothing to a file."""
+    return _err.status(what) if sys.stderr.isatty() else contextlib.nullcontext()
+
+
 def warn(text: str) -> None:
-    """Print a warning to stderr."""
-    _err.print(_labelled("warning", text, "yellow"), soft_wrap=True)
+    """Print a warning to stderr; a terminal's lines end between words."""
+    _err.print(_labelled("warning", text, "yellow"), soft_wrap=not _err.is_terminal)
 
 
 def error(failure: LorafitError) -> None:
@@ -104,8 +109,9 @@ def error(failure: LorafitError) -> None:
         # A run that was asked to stop, and did so with its state saved, is no error.
         is_stop = failure.exit_code == ExitCode.INTERRUPTED_SAVED
         label, style = ("stopped", "bold yellow") if is_stop else ("error", "bold red")
-        _err.print(_labelled(label, str(failure), style), soft_wrap=True)
+        _err.print(_labelled(label, str(failure), style), soft_wrap=not _err.is_terminal)
         if failure.hint:
+            # It is for copying: what a line break would cut stays whole.
             _err.print(_labelled("hint", failure.hint, "cyan"), soft_wrap=True)
 
 

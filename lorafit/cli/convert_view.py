@@ -37,7 +37,8 @@ def show_conversion(
     if output is not None:
         shown = shell_word(output)
         console.say(f"written: {shown}")
-        console.say(f"next: lorafit train --config {shown} --data FILE --dry-run")
+        data = "" if "data" in conversion.values else " --data FILE"
+        console.say(f"next: lorafit train --config {shown}{data} --dry-run")
 
 
 def _say_remarks(title: str, remarks: Sequence[Remark]) -> None:

@@ -2,17 +2,19 @@
 
 import gc
 import importlib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafit.cli import console
+from lorafit.cli.estimate_model import config_of, verify_model
 from lorafit.cli.settings_flags import RunChoices
 from lorafit.config.schema import Settings
-from lorafit.errors import ModelError, UsageError
+from lorafit.errors import UsageError
 
 if TYPE_CHECKING:
+    from lorafit.config.batch import BatchPlan
+    from lorafit.config.layers import Resolved
     from lorafit.hardware.info import DeviceInfo
     from lorafit.memory.data_parallel import Parallel
     from lorafit.memory.estimate import Estimate
@@ -28,6 +30,8 @@ class Options:
     """Answer by the closed form, without tracing and without torch."""
     num_processes: int = 1
     """Processes that train together, each on a device of its own."""
+    plans_batch: bool = True
+    """Ask the planner for what a preset leaves to it, as training does."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,10 @@ class Question:
     options: Options
     effective_batch_size: int
     batch_reason: str
+    open_batch: "tuple[Resolved, BatchPlan] | None" = field(default=None, compare=False)
+    """What the planner still has to split, see `settled`."""
+    is_planned: bool = False
+    """Micro-batch and checkpointing are the planner's."""
     answers: dict[Settings, "Estimate"] = field(default_factory=dict, compare=False)
 
     def estimate(self, settings: Settings | None = None) -> "Estimate":
@@ -97,6 +105,44 @@ class Question:
             alone, num_trainable, self.device, num_processes=count, parallelism=parallelism
         )
 
+    def settled(self) -> "Question":
+        """Return the question with what the planner of training would choose for full rows.
+
+        Raises:
+            LorafitError: the run would be refused for a reason other than its memory.
+        """
+        if self.open_batch is None:
+            return self
+        with console.watched("planning the micro-batch ..."):
+            return self._planned(*self.open_batch)
+
+    def _planned(self, resolved: "Resolved", batch: "BatchPlan") -> "Question":
+        from lorafit.config.batch import resolve_batch
+        from lorafit.hardware.capabilities import verify_supported
+        from lorafit.training.rl.memory import fit_run
+
+        verify_supported(self.device, self.settings)
+        fitted, plan = fit_run(
+            resolved,
+            batch,
+            dict(self.config),
+            self.device,
+            [self.settings.max_length] * batch.effective_batch_size,
+            lambda settings, _config, _device, shards=1: self._answer_alone(settings, shards),
+        )
+        if plan.settings is None:
+            reason = f"{batch.reason}; {plan.reason}"
+            return replace(self, batch_reason=reason, open_batch=None, answers={})
+        settings = _with_batch(fitted.settings, resolve_batch(fitted, batch.num_devices))
+        return replace(
+            self,
+            settings=settings,
+            batch_reason=plan.reason,
+            open_batch=None,
+            is_planned=True,
+            answers={},
+        )
+
     def _answer_alone(self, settings: Settings, num_shards: int) -> "Estimate":
         """Return the estimate of what a process has for itself, its share of the weights if any."""
         from lorafit.memory.cache import cached_estimate
@@ -138,7 +184,7 @@ class Question:
         from lorafit.memory.estimate import estimate_memory, parse_config
 
         prepare_tracing()
-        _verify_model(settings)
+        verify_model(settings)
         if not self.is_plain(settings):  # a plain script runs past the positions without a word
             check_max_length(settings, parse_config(dict(self.config), settings.model))
         return estimate_memory(
@@ -159,6 +205,10 @@ class Question:
             f"{settings.per_device_train_batch_size} rows x {settings.gradient_accumulation_steps} "
             f"accumulation on {self._devices()}; {self.batch_reason}",
         ]
+        if self.is_planned:
+            lines.append(
+                "planned for rows of that length: train plans with the lengths of the data's rows"
+            )
         if self.is_plain_script:
             lines.append("a loop around plain transformers + PEFT, as --kernels stock asks for")
         if settings.torch_compile and self.device.kind == "cuda" and not self.is_plain_script:
@@ -198,28 +248,49 @@ def ask(choices: RunChoices, options: Options) -> Question:
     Raises:
         LorafitError: a setting, the device or the model is not what it should be.
     """
+    return ask_each([choices], options)[0]
+
+
+def ask_each(choices: Sequence[RunChoices], options: Options) -> list[Question]:
+    """Return several questions; mistakes in any are found before a plan for one takes its time.
+
+    Raises:
+        LorafitError: as `ask`.
+    """
+    return [question.settled() for question in [_ask(each, options) for each in choices]]
+
+
+def _ask(choices: RunChoices, options: Options) -> Question:
     from lorafit.config.batch import resolve_batch
     from lorafit.config.parallelism import verify_parallelism
+    from lorafit.training.fit import wants_planner
 
     resolved, device = choices.resolve()
     verify_parallelism(resolved, options.num_processes)
     batch = resolve_batch(resolved, options.num_processes)
-    # As training will really be batched; the effective batch is then the product.
-    settings = resolved.settings.model_copy(
+    settings = _with_batch(resolved.settings, batch)
+    is_plain_script = settings.kernels == "stock" and resolved.is_explicit("kernels")
+    is_open = options.plans_batch and not is_plain_script and wants_planner(resolved)
+    return Question(
+        settings=settings,
+        config=config_of(settings.model, settings.revision),
+        device=device,
+        is_plain_script=is_plain_script,
+        options=options,
+        effective_batch_size=batch.effective_batch_size,
+        batch_reason=batch.reason,
+        open_batch=(resolved, batch) if is_open else None,
+    )
+
+
+def _with_batch(settings: Settings, batch: "BatchPlan") -> Settings:
+    """Return the settings as training will be batched; the effective batch is the product."""
+    return settings.model_copy(
         update={
             "per_device_train_batch_size": batch.per_device_train_batch_size,
             "gradient_accumulation_steps": batch.gradient_accumulation_steps,
             "effective_batch_size": None,
         }
-    )
-    return Question(
-        settings=settings,
-        config=_model_config(settings.model, settings.revision),
-        device=device,
-        is_plain_script=settings.kernels == "stock" and resolved.is_explicit("kernels"),
-        options=options,
-        effective_batch_size=batch.effective_batch_size,
-        batch_reason=batch.reason,
     )
 
 
@@ -229,51 +300,3 @@ def with_value(choices: RunChoices, name: str, value: str) -> RunChoices:
         return replace(choices, hardware=value)
     flag: str | bool = {"true": True, "false": False}.get(value.lower(), value)
     return replace(choices, flags={**choices.flags, name: flag})
-
-
-def _model_config(name: str, revision: str | None) -> dict[str, Any]:
-    """Return config.json of a folder, of a bundled model, or of a hub model.
-
-    A folder's is read as it stands: only `_verify_model` loads transformers, which takes seconds,
-    and it need not where the answer is stored.
-    """
-    from lorafit.model.architectures import bundled_config, bundled_models
-    from lorafit.model.source import locate_model
-
-    if Path(name).is_dir():
-        config = _read_plainly(Path(name) / "config.json")
-        return config or locate_model(name, revision, need_weights=False).config
-    bundled = bundled_config(name)
-    if bundled is not None:
-        return bundled
-    if _is_hub_id(name):
-        from lorafit.model.hub import download_model
-
-        try:
-            folder, _ = download_model(name, revision, needs="config")
-        except ModelError as failure:
-            known = "known without a download: " + ", ".join(bundled_models())
-            hint = f"{failure.hint}\n{known}" if failure.hint else known
-            raise ModelError(failure.message, hint=hint, where=failure.where) from None
-        return locate_model(str(folder), need_weights=False).config
-    return locate_model(name, revision, need_weights=False).config
-
-
-def _is_hub_id(name: str) -> bool:
-    return not name.startswith((".", "/", "~")) and not Path(name).exists() and "/" in name
-
-
-def _read_plainly(file: Path) -> dict[str, Any] | None:
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return config if isinstance(config, dict) else None
-
-
-def _verify_model(settings: Settings) -> None:
-    """Check a model folder as training does: no code of its own, a decoder of sane size."""
-    from lorafit.model.source import locate_model
-
-    if Path(settings.model).is_dir():
-        locate_model(settings.model, settings.revision, need_weights=False)

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from lorafit.cli import console
 from lorafit.cli.data_progress import shown_data_progress
 from lorafit.cli.inference import resolve_inference
-from lorafit.cli.options import Json
+from lorafit.cli.options import AdapterOrBase, Json, MaxNewTokens
 from lorafit.cli.settings_flags import RunChoices, with_settings
 from lorafit.cli.tables import plain_table
 from lorafit.errors import UsageError
@@ -27,13 +27,8 @@ SCHEMA_VERSION = 1
 @with_settings
 def command(
     choices: RunChoices,
-    adapter: Annotated[
-        str | None,
-        typer.Option(help="Adapter folder; without it the base model is measured.", metavar="DIR"),
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Tokens an answer may take.", min=1, max=4096)
-    ] = 128,
+    adapter: AdapterOrBase = None,
+    max_new_tokens: MaxNewTokens = 128,
     answers: Annotated[
         str | None, typer.Option(help="Write every answer to this JSONL file.", metavar="FILE")
     ] = None,

@@ -10,7 +10,7 @@ import typer
 
 from lorafit.cli import console
 from lorafit.cli.inference import resolve_inference
-from lorafit.cli.options import Json, Temperature, TopP
+from lorafit.cli.options import AdapterOrBase, Json, MaxNewTokens, Temperature, TopP
 from lorafit.cli.settings_flags import RunChoices, with_settings
 from lorafit.errors import InputError, UsageError
 from lorafit.text import excerpt, is_unicode, visible_text
@@ -34,13 +34,8 @@ def command(
             metavar="FILE",
         ),
     ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(help="Adapter folder; without it the base model writes.", metavar="DIR"),
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Tokens a text may take.", min=1, max=32_768)
-    ] = 128,
+    adapter: AdapterOrBase = None,
+    max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     as_json: Json = False,

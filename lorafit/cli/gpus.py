@@ -21,7 +21,7 @@ def with_gpus(choices: RunChoices, gpus: str | None) -> RunChoices:
     if gpus is None:
         return choices
     os.environ[VARIABLE] = visible_names(choices, gpus)[0]
-    return replace(choices, flags={**choices.flags, "device": "cuda"})
+    return replace(choices, gpus=gpus, flags={**choices.flags, "device": "cuda"})
 
 
 def visible_names(choices: RunChoices, gpus: str) -> list[str]:

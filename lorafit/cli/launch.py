@@ -182,7 +182,7 @@ def devices_of(choices: RunChoices, gpus: str | None, launch: Launch | None) -> 
     if launch is None or gpus is None:
         return with_gpus(choices, gpus)
     os.environ[VARIABLE] = ",".join(visible_names(choices, gpus))
-    return replace(choices, flags={**choices.flags, "device": "cuda"})
+    return replace(choices, gpus=gpus, flags={**choices.flags, "device": "cuda"})
 
 
 def verify_launch(launch: Launch, resolved: Resolved, device: DeviceInfo) -> None:

@@ -1,7 +1,6 @@
 """The panel that a terminal shows while a run goes on: progress, loss, speed and memory."""
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorafit.report.flops import StepFlops
+from lorafit.report.pace import Pace
 from lorafit.report.records import StepRecord
 from lorafit.text import excerpt
 from lorafit.units import format_bytes, format_duration
@@ -31,6 +31,19 @@ class Gauge:
     peak_flops: float | None = None
     """Operations a second that the device does at best."""
     step_flops: StepFlops | None = None
+    eval_steps: int | None = None
+    """Steps between validations; None: there are none."""
+    save_steps: int | None = None
+    validation_seconds: float | None = None
+    """What a validation is expected to take, until one was measured."""
+
+    def pace(self) -> Pace:
+        """Return what times the run, its clock started."""
+        return Pace(
+            eval_steps=self.eval_steps,
+            save_steps=self.save_steps,
+            validation_seconds=self.validation_seconds,
+        )
 
 
 def sparkline(values: Sequence[float], columns: int = _SPARK_COLUMNS) -> str:
@@ -52,7 +65,7 @@ class LiveState:
     gauge: Gauge
     num_steps: int
     first_step: int
-    started: float = field(default_factory=time.monotonic)
+    pace: Pace = field(init=False)
     last: StepRecord | None = None
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
@@ -63,9 +76,14 @@ class LiveState:
     sample: str = ""
     """What the model wrote last, and to what."""
 
+    def __post_init__(self) -> None:
+        self.pace = self.gauge.pace()
+        self.pace.on_start(self.num_steps, self.first_step)
+
     def add(self, record: StepRecord) -> None:
         """Take up a step."""
         self.last = record
+        self.pace.on_step(record)
         self.losses.append(record.loss)
         if record.validation_loss is not None:
             self.validation.append((record.step, record.validation_loss))
@@ -78,13 +96,6 @@ class LiveState:
             share = done / gauge.peak_flops
             earlier = share if self.share_of_peak is None else self.share_of_peak
             self.share_of_peak = earlier + _SMOOTHED * (share - earlier)
-
-    def seconds_left(self) -> float | None:
-        """Return the seconds to the end at the pace so far, validation and saving included."""
-        if self.last is None or self.last.step <= self.first_step:
-            return None
-        pace = (time.monotonic() - self.started) / (self.last.step - self.first_step)
-        return pace * (self.num_steps - self.last.step)
 
 
 def render_state(state: LiveState, width: int) -> RenderableType:
@@ -108,8 +119,8 @@ def _progress(state: LiveState, width: int) -> RenderableType:
     step = state.last.step if state.last is not None else state.first_step
     line = Table.grid(padding=(0, 1))
     bar = Bar(state.num_steps, 0, step, width=max(8, min(30, width - 62)), color="cyan")
-    left = state.seconds_left()
-    times = f"{format_duration(time.monotonic() - state.started)} so far"
+    left = state.pace.seconds_left()
+    times = f"{format_duration(state.pace.elapsed_seconds)} so far"
     if left is not None:
         times += f", {format_duration(left)} left"
     share = step / state.num_steps if state.num_steps else 0.0

@@ -84,6 +84,7 @@ def _global_options(
 
 
 def _register(app: typer.Typer, entry: Command) -> None:
+    from lorafit.cli.foreign_flags import HintingCommand
     from lorafit.cli.help_text import help_of
     from lorafit.model.libraries import quick_imports
 
@@ -100,6 +101,7 @@ def _register(app: typer.Typer, entry: Command) -> None:
             short_help=entry.help,
             rich_help_panel=entry.panel,
             no_args_is_help=False,
+            cls=HintingCommand,
         )(module.command)
 
 

@@ -1,6 +1,8 @@
 """What to type after a command that does not say so itself, by the words that name it."""
 
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 from lorafit.text import shell_word
 
@@ -41,7 +43,35 @@ def next_step(arguments: Sequence[str]) -> str | None:
     if list(arguments[:2]) == ["data", "inspect"]:
         return NEXT_STEPS["data inspect"].replace("--data FILE", _data_flags(arguments[2:]))
     words = [word for word in arguments if not word.startswith("-")]
-    return NEXT_STEPS.get(" ".join(words[:2])) or NEXT_STEPS.get(" ".join(words[:1]))
+    for count in (2, 1):
+        if (step := NEXT_STEPS.get(" ".join(words[:count]))) is not None:
+            return _with_names(step, arguments, arguments[count:])
+    return None
+
+
+def _with_names(step: str, arguments: Sequence[str], after: Sequence[str]) -> str:
+    """Return the step with what the command was about, in place of the words that stand for it."""
+    named = list(itertools.takewhile(lambda word: word[:1] != "-" and "=" not in word, after))
+    adapter = _value_of("--adapter", arguments)
+    if adapter is not None:
+        step = step.replace("--adapter DIR", f"--adapter {shell_word(adapter)}")
+        run = Path(adapter).parent
+        named = [str(run)] if (run / "run.json").is_file() else []
+    if not named:
+        return step
+    names = [shell_word(name) for name in named]
+    for stand_in in (" RUN", " NAME", " --config FILE", " A,B"):
+        before = stand_in.rpartition(" ")[0]
+        step = step.replace(stand_in, f"{before} {(',' if 'A,B' in stand_in else ' ').join(names)}")
+    return step
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            return value if equals else after
+    return None
 
 
 def _data_flags(arguments: Sequence[str]) -> str:

@@ -15,10 +15,20 @@ OptionalRun = Annotated[str | None, RUN_ARGUMENT]
 AdapterInsteadOfRun = Annotated[
     str | None, typer.Option("--adapter", help="Adapter folder, instead of RUN.", metavar="DIR")
 ]
+AdapterOrBase = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter", help="Adapter folder; without it the base model is used.", metavar="DIR"
+    ),
+]
 Temperature = Annotated[
     float, typer.Option(help="0: always the likeliest token.", min=0.0, max=5.0)
 ]
 TopP = Annotated[float, typer.Option(help="Probability mass sampled from.", min=0.01, max=1.0)]
+MaxNewTokens = Annotated[int, typer.Option(help="Tokens to write at most.", min=1, max=32_768)]
+Port = Annotated[
+    int, typer.Option(help="Port on this machine; 0: any free one.", min=0, max=65_535)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

@@ -10,7 +10,8 @@ from lorafit.config.extension import ScheduleChange
 from lorafit.config.schedule_changes import Course, baseline_of, describe_changes, differs
 from lorafit.memory.planner import FittedPlan
 from lorafit.text import escape_control
-from lorafit.training.plan import RunPlan
+from lorafit.training.duration import NotKnown
+from lorafit.training.run_plan import RunPlan
 from lorafit.units import format_bytes, format_count
 
 _CURVE_COLUMNS, _CURVE_ROWS = 62, 4
@@ -53,6 +54,7 @@ def _sections(plan: RunPlan) -> list[tuple[str, list[Line]]]:
         ("schedule", _schedule(plan)),
         ("memory", _memory(plan)),
         ("speed", _speed(plan)),
+        ("time", _time(plan)),
         ("disk", _disk(plan)),
     ]
 
@@ -206,6 +208,13 @@ def _memory(plan: RunPlan) -> list[Line]:
         *([] if plan.settings.method == "sft" else [_why(plan.reasons()["method"])]),
         *([] if plan.planner is None else _planner(plan.planner)),
     ]
+
+
+def _time(plan: RunPlan) -> list[Line]:
+    duration = plan.duration
+    if isinstance(duration, NotKnown):
+        return [_fact(duration.line())]
+    return [_fact(duration.line()), _why(duration.parts_line()), _why(duration.reason)]
 
 
 def _on_each(plan: RunPlan) -> str:

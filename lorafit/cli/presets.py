@@ -130,13 +130,13 @@ def diff(
 @app.command()
 def recommend(
     situation: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="WORDS",
             help='What it is for: "standard training", "first production run", "underfitting", '
             '"out of memory", "testing the pipeline", "long sequences", "short sequences".',
         ),
-    ],
+    ] = None,
     hardware: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Device to try it against; the one here if left out."),
@@ -159,11 +159,13 @@ def recommend(
     from lorafit.cli.recommend import recommend as find
     from lorafit.cli.recommend import recommendation_document, show_recommendation
     from lorafit.cli.settings_flags import RunChoices
-    from lorafit.config.situations import find_situation
-    from lorafit.errors import ExitCode
+    from lorafit.config.situations import find_situation, known_situations
+    from lorafit.errors import ExitCode, UsageError
 
     given = {"--situation": situation, "--hardware": hardware, "--model": model}
     refuse_empty(given, hint="lorafit presets recommend --help")
+    if situation is None:
+        raise UsageError("no situation was given", where="--situation", hint=known_situations())
     chosen = find_situation(situation)
     choices = RunChoices(hardware=hardware, flags=flags_of(model=model))
     _, device = choices.resolve()

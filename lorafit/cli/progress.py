@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from lorafit.text import escape_control
 from lorafit.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from lorafit.training.plan import RunPlan
+    from lorafit.training.run_plan import RunPlan
 
 _SAMPLES_FILE = "samples.jsonl"
 _REFRESHES_PER_SECOND = 4
@@ -84,6 +83,7 @@ class TerminalProgress:
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """Say where the checkpoint lies."""
+        self._state.pace.on_checkpoint(step, folder)
         self._print(f"step {step}: checkpoint {escape_control(str(folder))}")
 
     def on_note(self, text: str) -> None:
@@ -112,9 +112,11 @@ class TerminalProgress:
             parts.insert(1, f"reward {record.reward:.4f}")
         if record.reward_margin is not None:
             parts.insert(1, f"margin {record.reward_margin:.4f}")
-        done = record.step - state.first_step
-        left = (time.monotonic() - state.started) / done * (state.num_steps - record.step)
-        return "  ".join(parts) + f"  left {format_duration(left)}"
+        left = state.pace.seconds_left()
+        # Where there is a panel, it has this, and the line stays within 80 columns.
+        if left is not None and self._live is None:
+            parts.append(f"left {format_duration(left)}")
+        return "  ".join(parts)
 
     def _last_sample(self) -> str:
         """Return the first answer of the newest samples."""
@@ -130,20 +132,30 @@ class TerminalProgress:
 
     def _print(self, line: str) -> None:
         if not self._is_quiet:
-            self._console.print(line, markup=False, soft_wrap=True)
+            self._console.print(line, markup=False, soft_wrap=not self._console.is_terminal)
 
 
-def gauge_of(plan: "RunPlan") -> Gauge:
-    """Return what the figures of a planned run are held against; measures a CPU's speed."""
+def gauge_of(plan: "RunPlan", *, with_peak: bool) -> Gauge:
+    """Return what the figures of a planned run are held against.
+
+    Only a panel shows the share of the peak, and a CPU's is measured, for a fifth of a second.
+    """
     from lorafit.report.flops import count_step_flops, find_peak_flops
-    from lorafit.training.fit import model_config, predicted_peak_bytes
+    from lorafit.training.duration import NotKnown
+    from lorafit.training.fit import model_config
 
-    peak = find_peak_flops(plan.device, plan.dtype.value)
+    settings, duration = plan.settings, plan.duration
+    expected = None if isinstance(duration, NotKnown) else duration.parts.validation
+    validates = settings.method == "sft" and plan.data.validation is not None
+    peak = find_peak_flops(plan.device, plan.dtype.value) if with_peak else None
     return Gauge(
-        predicted_bytes=predicted_peak_bytes(plan),
+        predicted_bytes=plan.predicted_peak_bytes,
         capacity_bytes=plan.estimate.capacity_bytes,
         peak_flops=peak.value if peak is not None else None,
         step_flops=count_step_flops(
-            plan.settings, model_config(plan.source), plan.model.num_trainable_parameters
+            settings, model_config(plan.source), plan.model.num_trainable_parameters
         ),
+        eval_steps=settings.eval_steps if validates else None,
+        save_steps=settings.save_steps,
+        validation_seconds=expected,
     )

@@ -22,32 +22,36 @@ _JSON_POINTS = 200
 _HEIGHT = 9
 _MOST_COLUMNS = 100
 
+Rows = Annotated[
+    int | None,
+    typer.Option(
+        "--rows",
+        min=1,
+        help="Training rows, where there is no data yet. [dim]\\[of --data, else 1000][/dim]",
+        metavar="INTEGER",
+    ),
+]
+Compare = Annotated[
+    float | None,
+    typer.Option(
+        "--compare",
+        min=0.01,
+        help="Compare with the same run of so many epochs. [dim]\\[with the preset][/dim]",
+        metavar="EPOCHS",
+    ),
+]
+Plot = Annotated[
+    str | None,
+    typer.Option("--plot", help="Draw the curves into a .png or .svg file.", metavar="FILE"),
+]
+
 
 @with_settings
 def command(
     choices: RunChoices,
-    rows: Annotated[
-        int | None,
-        typer.Option(
-            "--rows",
-            min=1,
-            help="Training rows, where there is no data yet. [dim]\\[of --data, else 1000][/dim]",
-            metavar="INTEGER",
-        ),
-    ] = None,
-    compare: Annotated[
-        float | None,
-        typer.Option(
-            "--compare",
-            min=0.01,
-            help="Compare with the same run of so many epochs. [dim]\\[with the preset][/dim]",
-            metavar="EPOCHS",
-        ),
-    ] = None,
-    plot: Annotated[
-        str | None,
-        typer.Option("--plot", help="Draw the curves into a .png or .svg file.", metavar="FILE"),
-    ] = None,
+    rows: Rows = None,
+    compare: Compare = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Show the learning rate of a run before it starts, and what a change does to it.

@@ -3,17 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from lorafit.cli import console
-from lorafit.cli.options import RUN_ARGUMENT
+from lorafit.cli.options import RUN_ARGUMENT, Port
 
 
 def command(
     run: Annotated[str, RUN_ARGUMENT],
-    port: Annotated[
-        int, typer.Option(help="Port on this machine; 0: any free one.", min=0, max=65_535)
-    ] = 0,
+    port: Port = 0,
 ) -> None:
     """Serve a run's report to this machine, growing while the run goes on. Ctrl-C ends it.
 

@@ -19,7 +19,7 @@ from lorafit.cli.completion import (
 )
 from lorafit.config.aliases import ALIASES
 from lorafit.config.schema import Settings, setting_group
-from lorafit.errors import UsageError
+from lorafit.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from lorafit.config.layers import Layer, Resolved
@@ -37,6 +37,8 @@ class RunChoices:
     hardware: str | None = None
     overrides: tuple[str, ...] = ()
     flags: dict[str, str | bool] = field(default_factory=dict)
+    gpus: str | None = None
+    """What `--gpus` says, where that is why the device is `cuda`."""
 
     def resolve(self, recorded: "Layer | None" = None) -> "tuple[Resolved, DeviceInfo]":
         """Return the merged settings with their origins, and the device they are for.
@@ -65,13 +67,30 @@ class RunChoices:
             device = planned_device(self.hardware)
             return resolve_for(device), device
         asked = str(self.flags.get("device", "auto"))
-        device = detect_device(asked)
+        device = self._detect(asked)
         resolved = resolve_for(device)
         # A device may also be named in a file or variable, which are read only now.
         if resolved.settings.device != asked:
             device = detect_device(resolved.settings.device)
             resolved = resolve_for(device)
         return resolved, device
+
+    def _detect(self, asked: str) -> "DeviceInfo":
+        from lorafit.hardware.detect import detect_device
+
+        try:
+            return detect_device(asked)
+        except DeviceError as missing:
+            if self.gpus is None:
+                raise
+            count = len(self.gpus.split(","))
+            raise DeviceError(
+                missing.message,
+                where=f"--gpus {self.gpus}",
+                hint="without --gpus the best device that is here trains; "
+                f"--num-processes {count} --device cpu starts {count} on the CPU; "
+                f"--num-processes {count} --hardware a10g --dry-run plans for GPUs elsewhere",
+            ) from None
 
 
 def with_settings(function: Callable[..., None]) -> Callable[..., None]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from lorafit.cli import console
+from lorafit.cli.options import Port
 from lorafit.errors import InputError, UsageError
 from lorafit.report.tensorboard import FOLDER
 from lorafit.text import escape_control
@@ -20,9 +21,7 @@ def command(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Output folders of `lorafit train`.")
     ],
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port on this machine; 0: a free one.")
-    ] = 6006,
+    port: Port = 6006,
 ) -> None:
     """Open the curves of one or several runs in TensorBoard, on this machine only.
 

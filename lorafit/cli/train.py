@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from lorafit.config.layers import Resolved
     from lorafit.hardware.info import DeviceInfo
     from lorafit.training.folder import ResumeChoice
-    from lorafit.training.plan import RunPlan
     from lorafit.training.run import RunResult
+    from lorafit.training.run_plan import RunPlan
 
 
 @with_settings
@@ -118,7 +118,7 @@ def command(
             return
         result = _train(plan, choice, here, voice, log_level)
         if result is not None:
-            say_result(result, as_json=as_json)
+            say_result(result, plan.settings.method, as_json=as_json)
 
 
 def _refuse_contradictions(
@@ -207,10 +207,11 @@ def _with_origins(failure: ConfigError, resolved: Any) -> LorafitError:
 def _show(plan: "RunPlan", choice: "ResumeChoice") -> "ScheduleChange | None":
     """Show the plan and what becomes of an earlier run; return how a longer run changes it."""
     from lorafit.cli.plan_view import render_change, render_plan
+    from lorafit.report.trackers import missing_trackers
     from lorafit.training.folder import find_start, schedule_change
 
     console.say(render_plan(plan))
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *missing_trackers(plan.settings)):
         console.warn(warning)
     change = schedule_change(plan, find_start(plan, choice)) if choice.extends else None
     if change is not None:
@@ -235,7 +236,7 @@ def _train(
     progress = TerminalProgress(
         terminal,
         plan.settings.logging_steps,
-        gauge=gauge_of(plan) if terminal.is_terminal else None,
+        gauge=gauge_of(plan, with_peak=terminal.is_terminal),
         run_dir=Path(plan.settings.output_dir),
         level=set_log_level(log_level),
     )

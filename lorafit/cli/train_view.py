@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 from lorafit.cli import console
 from lorafit.errors import MemoryFitError
 from lorafit.text import shell_word
-from lorafit.units import format_bytes
+from lorafit.units import format_about, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from lorafit.config.extension import ScheduleChange
     from lorafit.training.folder import ResumeChoice
-    from lorafit.training.plan import RunPlan
     from lorafit.training.run import RunResult
+    from lorafit.training.run_plan import RunPlan
 
 SCHEMA_VERSION = 1
 
@@ -43,9 +43,9 @@ def end_dry_run(plan: "RunPlan", change: "ScheduleChange | None", *, as_json: bo
     console.say("dry run: nothing was trained")
 
 
-def say_result(result: "RunResult", *, as_json: bool) -> None:
+def say_result(result: "RunResult", method: str, *, as_json: bool) -> None:
     """Say what a run has come to, where it lies and what to type next."""
-    _say_summary(result)
+    _say_summary(result, method)
     if as_json:
         console.print_json(
             {
@@ -58,7 +58,7 @@ def say_result(result: "RunResult", *, as_json: bool) -> None:
         )
 
 
-def _say_summary(result: "RunResult") -> None:
+def _say_summary(result: "RunResult", method: str) -> None:
     figures = result.results
     console.say()
     if result.was_complete:
@@ -71,13 +71,15 @@ def _say_summary(result: "RunResult") -> None:
         if figures["validation_loss"] is not None:
             loss += f", validation {figures['validation_loss']:.4f}"
         if "final_reward" in figures:
-            loss += f", reward {figures['first_reward']:.4f} -> {figures['final_reward']:.4f}"
+            what = "margin" if method == "dpo" else "reward"
+            loss += f", {what} {figures['first_reward']:.4f} -> {figures['final_reward']:.4f}"
         console.say(f"done: {figures['steps']} steps, {loss}")
         console.say(
             f"{figures['tokens']:,} tokens at {figures['tokens_per_second']:,.0f} a second, "
             f"peak memory {format_bytes(figures['peak_memory_bytes'])} "
             f"(predicted {format_bytes(figures['predicted_peak_memory_bytes'])})"
         )
+        console.say(_duration_words(figures))
     _say_best(figures)
     adapter, run_dir = shell_word(result.adapter), shell_word(result.run_dir)
     console.say(f"adapter: {adapter} (plain PEFT)")
@@ -89,6 +91,16 @@ def _say_summary(result: "RunResult") -> None:
     console.say(f"  lorafit chat {run_dir}, lorafit export {run_dir}")
 
 
+def _duration_words(figures: dict[str, Any]) -> str:
+    taken = f"took {format_duration(figures['duration_seconds'])}"
+    ends = ("predicted", "predicted_low", "predicted_high")
+    seconds = [figures[f"{end}_duration_seconds"] for end in ends]
+    if None in seconds:
+        return taken
+    predicted, low, high = map(format_about, seconds)
+    return f"{taken} (predicted {predicted}, {low} to {high})"
+
+
 def _say_best(figures: dict[str, Any]) -> None:
     """Name the best checkpoint where it is not the step that the adapter is of."""
     best = figures.get("best_checkpoint")
@@ -96,7 +108,7 @@ def _say_best(figures: dict[str, Any]) -> None:
         return
     loss = f"validation loss {figures['best_checkpoint_validation_loss']:.4f}"
     if best == f"checkpoint-{figures.get('adapter_step')}":
-        console.say(f"best checkpoint: {best} ({loss}), which the adapter is of")
+        console.say(f"best checkpoint: {best} ({loss}); the adapter is of that step")
     else:
         console.say(
             f"best checkpoint: {best} ({loss}); it is kept, and --load-best-model-at-end makes the "

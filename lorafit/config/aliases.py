@@ -30,6 +30,8 @@ SECTIONS: frozenset[str] = frozenset(
         "scheduler",
         "logging",
         "run",
+        "grpo",
+        "dpo",
         # The six sections of QLoRA's JSON files, and the names of Hugging Face's own classes.
         *(
             f"{section}{ending}"

@@ -151,7 +151,8 @@ def _jump(share: float) -> str:
 
 
 def _warmup(schedule: Schedule) -> str:
-    return f"{schedule.warmup_steps} steps, {schedule.warmup_share:.1%}"
+    steps = schedule.warmup_steps
+    return f"{steps} step{'' if steps == 1 else 's'} ({schedule.warmup_share:.1%})"
 
 
 def _bars(rate: Callable[[int], float | None], new: Schedule, settings: Settings) -> str:

@@ -10,7 +10,7 @@ import annotated_types
 
 from lorafit.config.numbers import read_float, read_int, why_not_a_number
 from lorafit.config.schema import Settings
-from lorafit.text import excerpt, holds_secret, is_unicode
+from lorafit.text import excerpt, holds_secret, is_unicode, nearest
 
 FieldKind = Literal["integer", "number", "boolean", "text", "choice", "list"]
 SettingValue = str | int | float | bool | tuple[str, ...] | None
@@ -181,7 +181,11 @@ def _check_text(rule: FieldRule, value: str) -> str:
     if not is_unicode(value):
         raise WrongValueError(f"'{excerpt(value)}' is not UTF-8, and could not be recorded")
     if rule.choices and value not in rule.choices:
-        raise WrongValueError(f"{excerpt(value, 40)!r} is not {rule.describe()}")
+        guess = nearest(value, rule.choices)
+        raise WrongValueError(
+            f"{excerpt(value, 40)!r} is not one of {', '.join(rule.choices)}",
+            f"did you mean {guess}?" if guess else None,
+        )
     return value
 
 

@@ -108,7 +108,7 @@ _ATTENTION: dict[str, Plain] = {name: name for name in field_rule("attn_implemen
 _UNQUANTIZED = "the base is not quantized unless asked for"
 _PRECISION = "the precision is chosen by device unless asked for"
 _PARALLEL = "--num-processes starts several; --parallelism fsdp shares the base weights among them"
-_HUB = "lorafit uploads nothing"
+_HUB = "training uploads nothing; lorafit export RUN --push OWNER/NAME does"
 _KEEPS = "lorafit keeps the last checkpoints and ends with the last adapter"
 
 HF_RULES: dict[str, Rule] = {

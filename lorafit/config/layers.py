@@ -7,7 +7,7 @@ fixes a file once and not once a mistake.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -17,9 +17,6 @@ from lorafit.config.rules import find_conflicts, find_warnings
 from lorafit.config.schema import Settings, is_preset_setting
 from lorafit.errors import ConfigError, ExitCode, Problem
 from lorafit.text import escape_control, excerpt, shell_word
-
-if TYPE_CHECKING:
-    from lorafit.config.presets import RowChoice
 
 LayerKind = Literal["default", "preset", "hardware", "file", "env", "group", "override", "flag"]
 EXPLICIT_KINDS = frozenset({"file", "env", "group", "override", "flag"})
@@ -72,6 +69,20 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
+class RowChoice:
+    """The hardware row that a preset applies to a device, and why."""
+
+    key: str
+    """The row's key in the preset: a catalog name, or `default`."""
+    values: Mapping[str, SettingValue]
+    reason: str
+    layer: Layer
+    """The same values with the lines that they come from."""
+    leaves_micro_batch: bool = False
+    """Whether the row itself names no micro-batch: the one here is only safe."""
+
+
+@dataclass(frozen=True)
 class Resolved:
     """Every setting of a run with its origin, and the warnings that the values deserve."""
 
@@ -79,8 +90,10 @@ class Resolved:
     origins: Mapping[str, Origin]
     warnings: tuple[str, ...] = ()
     preset: str | None = None
-    row: "RowChoice | None" = field(default=None)
+    row: RowChoice | None = field(default=None)
     """The preset's hardware row that was used, with the reason; None without a preset."""
+    zero_stage: int | None = None
+    """Stage of DeepSpeed's ZeRO that `accelerate launch` was configured for; None: it was not."""
 
     def is_explicit(self, name: str) -> bool:
         """Return whether a person asked for this value: in a file, variable, override or flag."""
@@ -170,14 +183,16 @@ def _foreign_hint(layer: Layer) -> str | None:
 def _validate_layer(layer: Layer, found: _Problems) -> dict[str, Setting]:
     settings: dict[str, Setting] = {}
     written: dict[str, tuple[str, str]] = {}
-    foreign = _foreign_hint(layer)
+    foreign, is_foreign_said = _foreign_hint(layer), False
     for raw, (value, where) in layer.values.items():
         name = canonical_name(raw)
         shown = f"{where}: {excerpt(raw, 60)}" if layer.kind not in COMMAND_LINE_KINDS else where
         if name is None:
             message, hint = unknown_name(raw)
-            found.add(Problem(shown, message, foreign or hint), layer.kind)
-            foreign = None
+            # One hint tells what to do with the whole file; one a name would bury it.
+            given = hint if foreign is None else "" if is_foreign_said else foreign
+            is_foreign_said = True
+            found.add(Problem(shown, message, given or None), layer.kind)
             continue
         if name in written:
             other, other_where = written[name]

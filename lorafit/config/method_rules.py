@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from lorafit.config.schema import Settings
+from lorafit.config.fields import show_value
+from lorafit.config.schema import Settings, recommended_range
+from lorafit.config.settings.declare import Recommended
 
 GRPO_ONLY = ("reward_functions", "num_generations", "max_completion_length", "temperature")
 _NEVER_USED = (
@@ -13,6 +15,14 @@ _NEVER_USED = (
 )  # fmt: skip
 DEFAULT_BETA = {"grpo": 0.0, "dpo": 0.1}
 """What `beta` none means: that of the DPO paper, and no pull where rewards are computed."""
+RL_RATES = Recommended(
+    low=1e-6,
+    high=5e-5,
+    below="learning is slow: the run may end underfitted",
+    above="the model may leave what it has learnt before",
+)
+"""Learning rates of an adapter under grpo and dpo: from TRL's default, one for whole models, to
+where the range of sft begins."""
 
 
 class Turned(NamedTuple):
@@ -53,6 +63,26 @@ def method_conflicts(
             f"in max_length {settings.max_length}",
             "raise max_length, or lower max_completion_length",
         )
+
+
+def method_advice(
+    settings: Settings, is_explicit: Callable[[str], bool]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield what is allowed with this method and yet worth a word: settings, message."""
+    # A preset's rate is one for sft too.
+    if settings.method != "sft" and not is_explicit("learning_rate"):
+        yield (
+            ("learning_rate", "method"),
+            f"{show_value(settings.learning_rate)} is a rate for sft; method "
+            f"{settings.method} takes less: begin with 1e-05",
+        )
+
+
+def advised_range(settings: Settings, name: str) -> Recommended | None:
+    """Return the recommended range of a setting under the method of the run, if it has one."""
+    if name == "learning_rate" and settings.method != "sft":
+        return RL_RATES
+    return recommended_range(name)
 
 
 def turned_by_method(settings: Settings) -> dict[str, Turned]:

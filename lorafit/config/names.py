@@ -54,6 +54,9 @@ USUAL_NAMES = {
 """What people write who come from elsewhere, for the hint alone: nothing is taken in silence."""
 
 
+_SHORT_SECTIONS = sorted(section for section in SECTIONS if "_" not in section)
+
+
 def canonical_name(name: str) -> str | None:
     """Return the setting that `name` means: itself, an alias, or `section.name`; None: unknown."""
     if name in Settings.model_fields:
@@ -82,8 +85,11 @@ def unknown_name(name: str) -> tuple[str, str]:
     section, dot, rest = name.partition(".")
     if dot and section not in SECTIONS:
         guess = nearest(section, SECTIONS)
-        known = f"did you mean {guess}?" if guess else f"sections: {', '.join(sorted(SECTIONS))}"
-        return f"there is no section {excerpt(section, 40)!r}", known
+        known = f"did you mean {guess}?" if guess else f"sections: {', '.join(_SHORT_SECTIONS)}"
+        return (
+            f"there is no section {excerpt(section, 40)!r}",
+            f"{known}; a setting may also stand without one: {excerpt(rest, 40)}",
+        )
     if "." in rest:
         return "sections do not nest", "write section.setting, or the setting alone"
     if name in SECTIONS and name not in Settings.model_fields:

@@ -9,7 +9,7 @@ import lorafit
 from lorafit.config.document import Document, Node
 from lorafit.config.fields import SettingValue
 from lorafit.config.files import require_version
-from lorafit.config.layers import Given, Layer, resolve_layers, validate_values
+from lorafit.config.layers import Given, Layer, RowChoice, resolve_layers, validate_values
 from lorafit.config.loading import load_document
 from lorafit.config.schema import SCHEMA_VERSION
 from lorafit.errors import ConfigError, Problem, UsageError
@@ -28,20 +28,6 @@ _REQUIRED = {
     "hardware": "hardware:\n  default:\n    effective_batch_size: 32\n    max_length: 1024",
 }
 _DEFAULT_ROW_REQUIRED = ("effective_batch_size", "max_length")
-
-
-@dataclass(frozen=True)
-class RowChoice:
-    """The hardware row that a preset applies to a device, and why."""
-
-    key: str
-    """The row's key in the preset: a catalog name, or `default`."""
-    values: Mapping[str, SettingValue]
-    reason: str
-    layer: Layer
-    """The same values with the lines that they come from."""
-    leaves_micro_batch: bool = False
-    """Whether the row itself names no micro-batch: the one here is only safe."""
 
 
 @dataclass(frozen=True)
@@ -239,15 +225,24 @@ def _unknown_preset(name: str, known: tuple[str, ...]) -> UsageError:
     available = _available(name, known)
     if not name:
         return UsageError("the preset's name is empty", where="--preset", hint=available)
+    guess = _meant(name, known)
+    hint = f"did you mean {guess}? {available}" if guess else available
     if not _NAME.fullmatch(name):
         message = (
             f"{excerpt(name, 60)!r} is not a preset's name: lower-case letters, digits and -; "
             "a file goes to --config"
         )
-        return UsageError(message, where="--preset", hint=available)
-    guess = nearest(name, known)
-    hint = f"did you mean {guess}? {available}" if guess else available
+        return UsageError(message, where="--preset", hint=hint)
     return UsageError(f"there is no preset {excerpt(name, 60)!r}", where="--preset", hint=hint)
+
+
+def _meant(name: str, known: tuple[str, ...]) -> str | None:
+    """Return the preset that was most likely meant; its family may be missing from the name."""
+    spelled = name.lower().replace("_", "-")
+    of_a_family = [preset for preset in known if preset.partition("/")[2] == spelled]
+    if len(of_a_family) == 1 and spelled not in known:
+        return of_a_family[0]
+    return nearest(spelled, known)
 
 
 def _available(name: str, known: tuple[str, ...]) -> str:

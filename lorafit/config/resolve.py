@@ -4,17 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lorafit.config.accelerate import accelerate_layer
 from lorafit.config.files import config_file_layer
 from lorafit.config.groups import split_groups
 from lorafit.config.layers import (
     Layer,
     Resolved,
+    RowChoice,
     environment_layer,
     flags_layer,
     overrides_layer,
     resolve_layers,
 )
-from lorafit.config.presets import Preset, RowChoice, load_preset
+from lorafit.config.presets import Preset, load_preset
 from lorafit.errors import ConfigError, Problem, UsageError
 from lorafit.hardware.info import DeviceInfo
 
@@ -34,7 +36,8 @@ def resolve_run(
     """Return the settings of a run on `device`, each with its origin.
 
     Precedence: defaults < preset < the preset's hardware row < config file < environment
-    `LORAFIT_*` < config groups (`training=aggressive`) < key=value < flags. `recorded`, the
+    `LORAFIT_*` < config groups (`training=aggressive`) < key=value < flags. What `accelerate
+    launch` was configured for outweighs presets, and may not contradict the rest. `recorded`, the
     settings of an earlier run, is just above the defaults. `preset` wins over the one that the
     config file names; with neither, there is no preset and the defaults hold.
 
@@ -49,6 +52,8 @@ def resolve_run(
         layers.append(file_layer)
     groups, singles = split_groups(overrides)
     layers += [environment_layer(environ), *groups, overrides_layer(singles), flags_layer(flags)]
+    launched = accelerate_layer(environ, layers)
+    layers.append(launched.layer)
     chosen: Preset | None = None
     row: RowChoice | None = None
     if preset is not None:
@@ -61,7 +66,8 @@ def resolve_run(
     if recorded is not None:
         layers.insert(0, recorded)
     resolved = resolve_layers(layers)
-    return replace(resolved, preset=chosen.name if chosen else None, row=row)
+    name = chosen.name if chosen else None
+    return replace(resolved, preset=name, row=row, zero_stage=launched.zero_stage)
 
 
 def _load_base(name: str, where: str) -> Preset:

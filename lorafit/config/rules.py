@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lorafit.config.fields import show_value
-from lorafit.config.method_rules import method_conflicts
-from lorafit.config.schema import Settings, recommended_range
+from lorafit.config.method_rules import advised_range, method_advice, method_conflicts
+from lorafit.config.schema import Settings
 
 POLYNOMIAL_END = 1e-7
 """Where transformers' polynomial schedule ends; the peak must be above it."""
@@ -83,13 +83,14 @@ def find_warnings(settings: Settings, is_explicit: IsExplicit) -> list[Finding]:
         *_alpha_warnings(settings, is_explicit),
         *_interval_warnings(settings, is_explicit),
         *_without_effect(settings, is_explicit),
+        *(Finding(*advice) for advice in method_advice(settings, is_explicit)),
     ]
     return [finding for finding in found if any(map(is_explicit, finding.settings))]
 
 
 def _range_warnings(settings: Settings, is_explicit: IsExplicit) -> Iterator[Finding]:
     for name in Settings.model_fields:
-        advised = recommended_range(name)
+        advised = advised_range(settings, name)
         value = getattr(settings, name)
         if advised is None or value is None or not is_explicit(name):
             continue

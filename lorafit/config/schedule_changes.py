@@ -6,6 +6,7 @@ from functools import cached_property
 
 from lorafit.config.batch import BatchPlan, resolve_batch
 from lorafit.config.layers import Resolved, resolve_layers
+from lorafit.config.method_rules import advised_range
 from lorafit.config.presets import load_preset
 from lorafit.config.rules import POLYNOMIAL_END
 from lorafit.config.schedule import (
@@ -190,7 +191,7 @@ def _range_warnings(course: Course) -> Iterator[str]:
                 f"the warm-up is {share:.1%} of the run, outside the recommended "
                 f"{advised.low:.0%} to {advised.high:.0%}: {why}"
             )
-    rate = recommended_range("learning_rate")
+    rate = advised_range(settings, "learning_rate")
     assert rate is not None
     if not rate.low <= settings.learning_rate <= rate.high:
         why = rate.below if settings.learning_rate < rate.low else rate.above

@@ -53,6 +53,11 @@ SITUATIONS = (
 )  # fmt: skip
 
 
+def known_situations() -> str:
+    """Return the names of all situations, for a hint."""
+    return ", ".join(f'"{situation.name}"' for situation in SITUATIONS)
+
+
 def find_situation(text: str) -> Situation:
     """Return the situation that a person describes, by its name or another word for it.
 
@@ -63,7 +68,7 @@ def find_situation(text: str) -> Situation:
     names = {name: s for s in SITUATIONS for name in (s.name, *s.also_called)}
     if asked in names:
         return names[asked]
-    known = ", ".join(f'"{situation.name}"' for situation in SITUATIONS)
+    known = known_situations()
     guess = nearest(asked, names)
     hint = f'did you mean "{names[guess].name}"? {known}' if guess else known
     raise UsageError(f"{excerpt(text, 60)!r} is no situation", where="--situation", hint=hint)

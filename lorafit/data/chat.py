@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorafit.config.schema import Settings
-from lorafit.data.records import Message
 from lorafit.data.sources import readable
 from lorafit.data.templates import RowError
+from lorafit.data.turns import Message
 from lorafit.errors import DataError
 from lorafit.text import escape_control, excerpt
 from lorafit.units import MIB
@@ -46,6 +46,8 @@ class ChatFormat:
     template: str
     reason: str
     """Where the template comes from, as a sentence."""
+    learns_last_only: bool = False
+    """Whether only the last answer is learnt: the one that is compared with another."""
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """Return the conversation as text, perhaps with the header of the next answer.
@@ -81,10 +83,9 @@ class ChatFormat:
             RowError: the template fails, or rewrites earlier turns.
         """
         full = self.render(messages, add_generation_prompt=False)
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
         segments, done = [], 0
-        for index, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
+        for index in answers[-1:] if self.learns_last_only else answers:
             start = self._turn_start(messages[:index], full)
             end = self._turn_end(messages[: index + 1], full, is_last=index == len(messages) - 1)
             if not done <= start < end:
@@ -119,11 +120,14 @@ def load_chat_format(settings: Settings, tokenizer: Any) -> ChatFormat:
     Raises:
         DataError: the file cannot be read, or the tokenizer has no template and none is given.
     """
+    last_only = settings.method == "dpo"
     choice = settings.chat_template
     if choice in NAMED_TEMPLATES:
-        return ChatFormat(tokenizer, NAMED_TEMPLATES[choice], f"{choice}, the named chat template")
+        reason = f"{choice}, the named chat template"
+        return ChatFormat(tokenizer, NAMED_TEMPLATES[choice], reason, last_only)
     if choice is not None:
-        return ChatFormat(tokenizer, _read_template(choice), f"the chat template in {choice}")
+        reason = f"the chat template in {choice}"
+        return ChatFormat(tokenizer, _read_template(choice), reason, last_only)
     own = getattr(tokenizer, "chat_template", None)
     if isinstance(own, dict):
         own = own.get("default")
@@ -134,7 +138,7 @@ def load_chat_format(settings: Settings, tokenizer: Any) -> ChatFormat:
             where="chat_template",
             hint="name one: --chat-template chatml, or --chat-template FILE.jinja",
         )
-    return ChatFormat(tokenizer, str(own), "the tokenizer's own chat template")
+    return ChatFormat(tokenizer, str(own), "the tokenizer's own chat template", last_only)
 
 
 def _read_template(choice: str) -> str:

@@ -8,6 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorafit.data.columns import IGNORED_LABEL as IGNORED_LABEL
@@ -94,7 +95,6 @@ class TokenizedDataset:
         self._indices = indices
         self.full_lengths = Counter({} if indices is not None else tally.full_lengths)
         """Rows of each length before cutting and dropping, for statistics; only of all rows."""
-        self.counts = self._count()
 
     def __len__(self) -> int:
         return len(self._columns["ends"] if self._indices is None else self._indices)
@@ -162,8 +162,9 @@ class TokenizedDataset:
             chosen = self._indices[chosen]
         return TokenizedDataset(self._columns, self._tally, self._places, chosen)
 
-    def _count(self) -> TokenCounts:
-        """Return the counts of these rows, and of what was dropped if they are all rows."""
+    @cached_property
+    def counts(self) -> TokenCounts:
+        """The counts of these rows, and of what was dropped if they are all rows."""
         tally = self._tally if self._indices is None else Tally()
         special = self._column("special") != 0
         first_special = tally.first_dropped_special
@@ -211,9 +212,17 @@ class Keys(Sequence[bytes]):
         """Return how many different keys there are."""
         import numpy as np
 
-        # The first 8 bytes of a SHA-256: among 25 million rows, the chance that two different
-        # ones share them is 1 in 60,000.
         heads = self._keys[:, :8] if self._indices is None else self._keys[self._indices, :8]
-        # Sorted by hand: np.unique without counts takes twenty times as long.
-        ordered = np.sort(np.ascontiguousarray(heads).view(np.uint64), axis=None)
-        return len(ordered) and 1 + int(np.count_nonzero(np.diff(ordered)))
+        return count_distinct(np.ascontiguousarray(heads).view(np.uint64))
+
+
+def count_distinct(heads: "Column | array[int]") -> int:
+    """Return how many different digests there are, by the first 8 bytes of each as a number.
+
+    Among 25 million rows, the chance that two different ones share them is 1 in 60,000.
+    """
+    import numpy as np
+
+    # Sorted by hand: np.unique without counts takes twenty times as long.
+    ordered = np.sort(heads, axis=None)
+    return len(ordered) and 1 + int(np.count_nonzero(np.diff(ordered)))

@@ -1,12 +1,13 @@
 """What `lorafit data inspect` finds out: rows, lengths, labels, and which tokens are learnt."""
 
 import hashlib
+from array import array
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorafit.config.schema import Settings
-from lorafit.data.dataset import IGNORED_LABEL, TokenizedDataset
+from lorafit.data.dataset import IGNORED_LABEL, TokenizedDataset, count_distinct
 from lorafit.data.load import scan_source, tokenize_source
 from lorafit.data.progress import Tell, tell_nobody
 from lorafit.data.records import Record, SourceFacts
@@ -78,7 +79,7 @@ def inspect_data(
         UsageError, DataError, ConfigError: the data cannot be read or is wrong.
     """
     if tokenizer is None:
-        return _inspect_characters(data, settings)
+        return _inspect_characters(data, settings, tell)
     dataset, facts, sha256 = tokenize_source(data, settings, tokenizer, tell)
     report = describe_source(facts, dataset, sha256)
     return Inspection(
@@ -97,18 +98,20 @@ def inspect_data(
     )
 
 
-def _inspect_characters(data: str, settings: Settings) -> Inspection:
+def _inspect_characters(data: str, settings: Settings, tell: Tell) -> Inspection:
     lengths: Counter[int] = Counter()
-    keys: set[bytes] = set()
+    # 8 bytes a row, so that 10 million rows need 80 MB; see `Keys.count_distinct`.
+    keys = array("Q")
 
     def take(record: Record) -> None:
         lengths[num_characters(record)] += 1
         said = repr((record.prompt, record.completion, record.messages))
-        keys.add(hashlib.blake2b(said.encode(), digest_size=16).digest())
+        keys.frombytes(hashlib.blake2b(said.encode(), digest_size=8).digest())
 
-    facts, sha256 = scan_source(resolve_source(data, settings.data_split), settings, take)
+    source = resolve_source(data, settings.data_split)
+    facts, sha256 = scan_source(source, settings, take, tell)
     summary = summarize_lengths(lengths)
-    num_duplicates = facts.num_records - len(keys)
+    num_duplicates = len(keys) - count_distinct(keys)
     return Inspection(
         records=facts,
         sha256=sha256,

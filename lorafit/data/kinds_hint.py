@@ -12,14 +12,27 @@ _ANSWERS = (
     "completion", "answer", "answers", "response", "output", "target", "reply", "chosen",
     "assistant", "label",
 )  # fmt: skip
+_NUMBERS = frozenset({"id", "idx", "index", "uuid"})
+
+
+def _named(fields: list[str], usual: tuple[str, ...]) -> str | None:
+    """Return the field that is called, or else whose name has a word, as one of `usual`."""
+    by_name = {field.lower(): field for field in reversed(fields)}
+    whole = (by_name[name] for name in usual if name in by_name)
+    words = (f for f in fields if not set(re.findall("[a-z]+", f.lower())).isdisjoint(usual))
+    return next(whole, None) or next(words, None)
 
 
 def kinds_hint(fields: Iterable[object]) -> str:
     """Return the hint for a row with these fields: the very flags where they can be told."""
-    names = [str(field) for field in fields]
-    usable = {name.lower(): name for name in names if re.fullmatch(r"[A-Za-z_]\w{0,39}", name)}
-    question = next((usable[name] for name in _QUESTIONS if name in usable), None)
-    answer = next((usable[name] for name in _ANSWERS if name in usable), None)
+    # What a shell or a template reads as something else cannot be typed as it stands.
+    typeable = [name for name in map(str, fields) if re.fullmatch(r"\w[\w (),/-]{0,39}", name)]
+    usable = [name for name in typeable if name.lower() not in _NUMBERS]
+    question, answer = _named(usable, _QUESTIONS), _named(usable, _ANSWERS)
+    if question == answer:
+        question = None
+    question = question or next((field for field in usable if field != answer), None)
+    answer = answer or next((field for field in usable if field != question), None)
     if question is None or answer is None:
         return KINDS_HINT
     return (

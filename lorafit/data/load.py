@@ -19,6 +19,8 @@ from lorafit.data.split import count_overlap, split_rows
 from lorafit.data.tokenize import tokenize_records, verify_dropped
 from lorafit.errors import DataError, UsageError
 
+_ROWS_A_TELLING = 10_000
+
 
 @dataclass(frozen=True)
 class LoadedSource:
@@ -129,9 +131,14 @@ def tokenize_source(
 
 
 def scan_source(
-    source: FileSource | HubSource, settings: Settings, take: Callable[[Record], None]
+    source: FileSource | HubSource,
+    settings: Settings,
+    take: Callable[[Record], None],
+    tell: Tell = tell_nobody,
 ) -> tuple[SourceFacts, str]:
     """Read a source once, hand each record to `take`; return what was found, and its SHA-256.
+
+    `tell` hears how far it is, unless there are few rows.
 
     Raises:
         DataError: as `read_records`, or the file changed meanwhile.
@@ -141,8 +148,10 @@ def scan_source(
     reader = RecordReader(iterate_rows(source, problems), source.name, settings, problems)
 
     def records() -> Iterator[Record]:
-        for record in reader:
+        for number, record in enumerate(reader, 1):
             take(record)
+            if number % _ROWS_A_TELLING == 0:
+                tell("reading the data", reader.done, number)
             yield record
 
     if isinstance(source, HubSource):

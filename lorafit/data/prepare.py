@@ -7,7 +7,6 @@ more of the file held than the batches on their way.
 import contextlib
 import os
 import signal
-import threading
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ from lorafit.data.store import NUMBERS, RowStore, entry_key, write_index
 from lorafit.data.tokenize import RowTokenizer, batches
 from lorafit.errors import MemoryFitError, StorageError
 from lorafit.files import free_bytes, sync_file
+from lorafit.hardware.processes import end_with_parent
 from lorafit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -204,17 +204,8 @@ def _start_worker(tokenize: RowTokenizer) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Each is one of many already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _tokenizers.append(tokenize)
-
-
-def _end_with_parent() -> None:
-    from multiprocessing import parent_process
-
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _tokenize(records: Sequence[Record]) -> Block:

@@ -65,6 +65,7 @@ def iterate_rows(source: FileSource | HubSource, problems: Problems) -> Iterator
         "jsonl": _iterate_jsonl,
         "json": _iterate_json,
         "csv": _iterate_csv,
+        "tsv": _iterate_csv,
         "parquet": _iterate_parquet,
     }
     yield from readers[source.format](source, problems)
@@ -150,7 +151,8 @@ def _iterate_json(source: FileSource, problems: Problems) -> Iterator[Row]:
         line = text.count("\n", 0, at) + 1
         column = at - (text.rfind("\n", 0, at) + 1) + 1
         message = f"{problem.message}: {problem.shown}"
-        problems.add(f"{source.name}:{line}:{column}", message, _jsonl_hint(text, source))
+        hint = _jsonl_hint(text, source) or problem.hint
+        problems.add(f"{source.name}:{line}:{column}", message, hint)
 
 
 def _read_json_text(source: FileSource) -> str:
@@ -182,7 +184,8 @@ def _jsonl_hint(text: str, source: FileSource) -> str | None:
 def _iterate_csv(source: FileSource, problems: Problems) -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE_BYTES)
     lines = _CsvLines(source)
-    reader = csv.reader(lines, strict=True)
+    delimiter = "\t" if source.format == "tsv" else ","
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     size = _size_of(source)
     header: list[str] | None = None
     start = 1
@@ -192,7 +195,7 @@ def _iterate_csv(source: FileSource, problems: Problems) -> Iterator[Row]:
             start = reader.line_num + 1
             if header is None:
                 header = cells
-                _check_header(header, where)
+                _check_header(header, where, source)
             elif cells and len(cells) != len(header):
                 problems.add(
                     where,
@@ -227,13 +230,18 @@ class _CsvLines:
         return line.text
 
 
-def _check_header(header: list[str], where: str) -> None:
+def _check_header(header: list[str], where: str, source: FileSource) -> None:
     shown = excerpt(", ".join(header))
-    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+    between, others = ("tabs", ",;|") if source.format == "tsv" else ("commas", "\t;|")
+    if len(header) == 1 and any(mark in header[0] for mark in others):
+        hint = "save the file with commas between fields, or with tabs as .tsv"
+        by_tabs = "\t" in header[0]
+        if by_tabs or ("," in header[0] and source.format == "tsv"):
+            hint = f"rename it to {source.path.with_suffix('.tsv' if by_tabs else '.csv').name}"
         raise DataError(
-            f"the header is one field, so commas do not separate the fields: {shown}",
+            f"the header is one field, so {between} do not separate the fields: {shown}",
             where=where,
-            hint="save the file with commas between fields",
+            hint=hint,
         )
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)

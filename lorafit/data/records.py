@@ -13,7 +13,7 @@ Kinds, told apart by their fields:
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from lorafit.config.schema import Settings
 from lorafit.data.kinds_hint import KINDS_HINT, kinds_hint
@@ -27,13 +27,11 @@ from lorafit.data.templates import (
     load_templates,
     render_instruction,
 )
+from lorafit.data.turns import Message, conversation_field, read_turns, verify_answered
 from lorafit.errors import DataError
 from lorafit.text import excerpt
 
 RecordKind = Literal["text", "prompt-completion", "instruction", "messages", "template"]
-
-ROLES = ("system", "user", "assistant")
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 # In the order in which they are looked for; every field must be there.
 _REQUIRED_FIELDS: tuple[tuple[RecordKind, tuple[str, ...]], ...] = (
@@ -43,13 +41,6 @@ _REQUIRED_FIELDS: tuple[tuple[RecordKind, tuple[str, ...]], ...] = (
     ("instruction", ("instruction", "output")),
     ("text", ("text",)),
 )
-
-
-class Message(NamedTuple):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +182,7 @@ class RecordReader:
         try:
             record = _build(kind, row, self._templates, self._label_field)
         except RowError as problem:
-            self.problems.add(row.where, str(problem))
+            self.problems.add(row.where, str(problem), problem.hint)
             return None
         self._used |= _fields_used(kind, self._templates, self._label_field)
         if record is None:
@@ -274,8 +265,10 @@ def _build(
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
     if kind == "messages":
-        turns = fields["messages"] if "messages" in fields else _turns(fields["conversations"])
-        messages = _messages(turns)
+        name = conversation_field(fields)
+        assert name is not None
+        messages = read_turns(fields[name], name)
+        verify_answered(messages)
         completion = messages[-1].content
     elif kind == "text":
         completion = _text(fields, "text")
@@ -315,49 +308,3 @@ def _label(fields: Mapping[str, Any], label_field: str | None) -> str | None:
             raise RowError(f"the label {name!r} must be text or a number")
         return None
     return check_text(str(value), name)
-
-
-def _turns(value: Any) -> Any:
-    """Return ShareGPT's turns as `{role, content}`; what is none of them stays as it is."""
-    if not isinstance(value, list):
-        raise RowError(f"'conversations' must be a list of {{from, value}}, not {type_name(value)}")
-    return [
-        {"role": _SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
-        if isinstance(turn, dict) and isinstance(turn.get("from"), str) and "value" in turn
-        else turn
-        for turn in value
-    ]
-
-
-def _messages(value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        what = "an empty list" if value == [] else type_name(value)
-        raise RowError(f"'messages' must be a list of {{role, content}}, not {what}")
-    messages = tuple(_message(item, number) for number, item in enumerate(value, start=1))
-    expected = "user"
-    for number, message in enumerate(messages, start=1):
-        if message.role == "system" and number == 1:
-            continue
-        if message.role != expected:
-            raise RowError(
-                f"message {number} is of the {message.role}, and one of the {expected} is due: "
-                "after an optional system message, user and assistant take turns"
-            )
-        expected = "assistant" if expected == "user" else "user"
-    if messages[-1].role != "assistant":
-        raise RowError(
-            f"the last message is of the {messages[-1].role}: there is no answer to learn"
-        )
-    return messages
-
-
-def _message(item: Any, number: int) -> Message:
-    if not isinstance(item, dict) or "role" not in item or "content" not in item:
-        raise RowError(f"message {number} must be an object with role and content")
-    role = item["role"]
-    if role not in ROLES:
-        shown = excerpt(repr(role), 40)
-        raise RowError(f"message {number} has the role {shown}; roles are {', '.join(ROLES)}")
-    if not isinstance(item["content"], str):
-        raise RowError(f"message {number}: content must be text, not {type_name(item['content'])}")
-    return Message(role, check_text(item["content"], f"message {number}"))

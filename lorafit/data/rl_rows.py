@@ -10,20 +10,25 @@ from lorafit.data.dataset import IGNORED_LABEL, NO_ROWS, TokenizedDataset
 from lorafit.data.encoding import encode_prompt
 from lorafit.data.fingerprint import file_state, hash_file, hash_records, verify_unchanged
 from lorafit.data.load import TrainingData
+from lorafit.data.preferences import read_conversations
 from lorafit.data.problems import Problems
 from lorafit.data.reading import Row, iterate_rows, type_name
-from lorafit.data.records import Message, Record, RecordKind, RecordSet
+from lorafit.data.records import Record, RecordKind, RecordSet
 from lorafit.data.report import DataReport, describe_source
 from lorafit.data.sources import HubSource, resolve_source
 from lorafit.data.templates import RowError, check_text, render_prompt
 from lorafit.data.tokenize import tokenize_records, verify_dropped
+from lorafit.data.turns import Message, conversation_field, read_turns, verify_turns
 from lorafit.errors import DataError, UsageError
 
 _HINTS = {
-    "grpo": "a row for grpo holds prompt, or messages that end with the user's; its other fields "
-    "are handed to the reward functions",
-    "dpo": "a row for dpo holds prompt, chosen and rejected, all of them text",
+    "grpo": "a row for grpo holds prompt, or messages or conversations that end with the user's; "
+    "its other fields are handed to the reward functions",
+    "dpo": "a row for dpo holds prompt, chosen and rejected, all of them text; or messages or "
+    "conversations, and as chosen and rejected an answer each",
 }
+# Fields that hold text, or turns of a conversation.
+_TEXT_OR_TURNS = {"grpo": ("prompt",), "dpo": ("prompt", "chosen", "rejected")}
 # Names that reward functions are called with already.
 _RESERVED = frozenset({"prompts", "completions", "completion", "completion_ids", "image", "images"})
 
@@ -55,9 +60,8 @@ def load_method_data(settings: Settings, tokenizer: Any) -> MethodData:
     problems = Problems(source.name)
     before = None if isinstance(source, HubSource) else file_state(source)
     rows = list(iterate_rows(source, problems))
-    chat = None
-    if settings.method == "grpo" and any("messages" in row.fields for row in rows):
-        chat = load_chat_format(settings, tokenizer)
+    is_chat = bool(rows) and _is_conversation(rows[0], settings)
+    chat = load_chat_format(settings, tokenizer) if is_chat else None
     build = _Builder(settings, tokenizer, chat, problems)
     made = [found for row in rows if (found := build.row(row)) is not None]
     problems.raise_if_any()
@@ -69,11 +73,23 @@ def load_method_data(settings: Settings, tokenizer: Any) -> MethodData:
     else:
         sha256 = hash_file(source)
         verify_unchanged(source, before)
-    kind: RecordKind = "prompt-completion" if settings.method == "dpo" else "text"
+    kind = _kind(settings, is_chat)
     listed = RecordSet(source.name, kind, records, len(rows), 0, ())
-    if settings.method == "grpo":
-        return _prompts(settings, tokenizer, listed, [r for _, r in made], sha256, chat)
-    return _pairs(settings, tokenizer, listed, [r["rejected"] for _, r in made], sha256)
+    make = _prompts if settings.method == "grpo" else _pairs
+    return make(settings, tokenizer, listed, [r for _, r in made], sha256, chat)
+
+
+def _is_conversation(row: Row, settings: Settings) -> bool:
+    if conversation_field(row.fields) is not None:
+        return True
+    values = (row.fields.get(name) for name in _TEXT_OR_TURNS[settings.method])
+    return any(isinstance(value, (list, dict)) for value in values)
+
+
+def _kind(settings: Settings, is_chat: bool) -> RecordKind:
+    if is_chat:
+        return "messages"
+    return "prompt-completion" if settings.method == "dpo" else "text"
 
 
 class _Builder:
@@ -89,24 +105,37 @@ class _Builder:
 
     def row(self, row: Row) -> tuple[Record, dict[str, Any]] | None:
         """Return the record and the fields, or None where something is wrong with the row."""
+        kinds = {True: "a conversation", False: "text"}
+        method = self._settings.method
+        is_chat = _is_conversation(row, self._settings)
         try:
-            if self._settings.method == "dpo":
-                return self._pair(row)
-            return self._prompt(row)
+            if is_chat is not (self._chat is not None):
+                raise RowError(
+                    f"this row is {kinds[is_chat]}, the first row {kinds[not is_chat]}, and a run "
+                    "learns from one of the two",
+                    "give each its own file",
+                )
+            return self._pair(row) if method == "dpo" else self._prompt(row)
         except RowError as problem:
-            self._problems.add(row.where, str(problem), _HINTS[self._settings.method])
+            self._problems.add(row.where, str(problem), problem.hint or _HINTS[method])
             return None
 
     def _pair(self, row: Row) -> tuple[Record, dict[str, Any]]:
-        prompt, chosen, rejected = (_text(row, n) for n in ("prompt", "chosen", "rejected"))
-        if chosen == rejected:
+        if self._chat is not None:
+            better, worse = (
+                Record(None, turns[-1].content, turns, None, row.where)
+                for turns in read_conversations(row.fields)
+            )
+        else:
+            prompt, *answers = (_text(row, name) for name in ("prompt", "chosen", "rejected"))
+            better, worse = (Record(prompt, text, None, None, row.where) for text in answers)
+        if better.completion == worse.completion:
             raise RowError("chosen and rejected are the same text, so there is nothing to prefer")
-        return Record(prompt, chosen, None, None, row.where), {"rejected": rejected}
+        return better, {"rejected": worse}
 
     def _prompt(self, row: Row) -> tuple[Record, dict[str, Any]]:
-        if "messages" in row.fields:
-            assert self._chat is not None
-            text = self._chat.render_prompt(_conversation(row.fields["messages"]))
+        if self._chat is not None:
+            text = self._chat.render_prompt(_conversation(row.fields))
         else:
             text = render_prompt(_text(row, "prompt"))
         taken = sorted(_RESERVED & row.fields.keys())
@@ -135,20 +164,15 @@ def _text(row: Row, name: str) -> str:
     return check_text(value, name)
 
 
-def _conversation(value: Any) -> list[Message]:
+def _conversation(fields: dict[str, Any]) -> Sequence[Message]:
     """Return the messages before the answer; one at the end is what the row's author answered."""
-    if not isinstance(value, list) or not all(
-        isinstance(item, dict)
-        and isinstance(item.get("role"), str)
-        and isinstance(item.get("content"), str)
-        for item in value
-    ):
-        raise RowError("'messages' must be a list of {role, content}, both of them text")
-    messages = [Message(item["role"], item["content"]) for item in value]
-    if messages and messages[-1].role == "assistant":
-        messages.pop()
+    name = conversation_field(fields) or "prompt"
+    messages = read_turns(fields[name], name)
+    verify_turns(messages)
+    if messages[-1].role == "assistant":
+        messages = messages[:-1]
     if not messages or messages[-1].role != "user":
-        raise RowError("'messages' must end with the user's, which the model is to answer")
+        raise RowError(f"{name!r} must end with the user's, which the model is to answer")
     return messages
 
 
@@ -171,7 +195,7 @@ def _prompts(
         "rows are prompts: the model writes the answers; nothing is held out, the reward is "
         "measured on the training prompts themselves"
     )
-    report = _report(settings, records, train, sha256, reason, chat.reason if chat else None)
+    report = _report(settings, records, train, sha256, reason, chat)
     return MethodData(train, None, records.kind, False, report, tuple(rows), lengths)
 
 
@@ -179,28 +203,29 @@ def _pairs(
     settings: Settings,
     tokenizer: Any,
     records: RecordSet,
-    rejected_texts: Sequence[str],
+    rows: Sequence[dict[str, Any]],
     sha256: str,
+    chat: ChatFormat | None,
 ) -> MethodData:
     chosen = tokenize_records(records.records, tokenizer, settings)
-    worse = [
-        replace(record, completion=text)
-        for record, text in zip(records.records, rejected_texts, strict=True)
-    ]
-    rejected = tokenize_records(worse, tokenizer, settings)
+    rejected = tokenize_records([row["rejected"] for row in rows], tokenizer, settings)
     by_source = {record.source: index for index, record in enumerate(rejected.records)}
     kept = [i for i, record in enumerate(chosen.records) if record.source in by_source]
     train = chosen.subset(kept)
-    rows, lengths = [], []
+    pairs, lengths = [], []
     for index, record in zip(kept, train.records, strict=True):
         other = rejected[by_source[record.source]]
-        rows.append(_pair_of(chosen[index], other))
+        pairs.append(_pair_of(chosen[index], other))
         lengths.append(max(len(chosen[index]["input_ids"]), len(other["input_ids"])))
+    # A pair is repeated where both of its answers are: one chosen answer may have many worse ones.
+    distinct = {(chosen.keys[i], rejected.keys[by_source[chosen.source_of(i)]]) for i in kept}
+    chosen.counts = replace(chosen.counts, duplicates=len(kept) - len(distinct))
+    train.counts = replace(train.counts, duplicates=len(kept) - len(distinct))
     lost = replace(chosen.counts, rows=len(kept), dropped=len(records.records) - len(kept))
     verify_dropped(lost, 0, settings, records.name)
     reason = "rows are pairs of a chosen and a rejected answer; nothing is held out"
-    report = _report(settings, records, train, sha256, reason, None, chosen)
-    return MethodData(train, None, records.kind, False, report, tuple(rows), tuple(lengths))
+    report = _report(settings, records, train, sha256, reason, chat, chosen)
+    return MethodData(train, None, records.kind, False, report, tuple(pairs), tuple(lengths))
 
 
 def _pair_of(chosen: dict[str, list[int]], rejected: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -222,7 +247,7 @@ def _report(
     train: TokenizedDataset,
     sha256: str,
     reason: str,
-    chat_reason: str | None,
+    chat: ChatFormat | None,
     whole: TokenizedDataset | None = None,
 ) -> DataReport:
     return DataReport(
@@ -233,5 +258,5 @@ def _report(
         num_overlap=0,
         max_length=settings.max_length,
         split_reason=reason,
-        chat_reason=chat_reason,
+        chat_reason=chat.reason if chat else None,
     )

@@ -9,17 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lorafit.data.source_hints import (
+    NEEDED,
+    folder_hint,
+    missing_hint,
+    pattern_hint,
+    several_files,
+    several_hint,
+    suffix_hint,
+    unpack_hint,
+    url_hint,
+)
 from lorafit.errors import DataError, UsageError
-from lorafit.text import escape_control, nearest
+from lorafit.text import escape_control
 from lorafit.units import MIB
 
-FileFormat = Literal["jsonl", "json", "csv", "parquet"]
+FileFormat = Literal["jsonl", "json", "csv", "tsv", "parquet"]
 
 FORMATS: dict[str, FileFormat] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
 }
 
@@ -109,12 +121,23 @@ def _refuse_non_paths(data: str) -> None:
         # The address is not repeated: it may hold a password.
         raise UsageError(
             "training data is read from local files and the hub, not from URLs",
-            hint="download the file first, then: --data my_rows.jsonl",
+            hint=url_hint(data),
+        )
+    if data == "-" and not os.path.lexists(data):
+        raise UsageError(
+            "training data is not read from standard input: rows are read more than once",
+            hint="write them to a file first: ... > my_rows.jsonl, then: --data my_rows.jsonl",
         )
     if re.search(r"[*?\[\]]", data) and not os.path.lexists(data):
         raise UsageError(
             f"{escape_control(data)!r} is a pattern; one file is needed",
-            hint="join the files first: cat part-*.jsonl > all.jsonl",
+            hint=escape_control(pattern_hint(data)),
+        )
+    names = several_files(data)
+    if names is not None and not os.path.lexists(data):
+        raise UsageError(
+            f"{escape_control(data)!r} names {len(names)} files; one is needed",
+            hint=escape_control(several_hint(names)),
         )
 
 
@@ -134,13 +157,13 @@ def _file_source(path: Path) -> FileSource:
         file_format = FORMATS.get(path.suffix.lower())
         with path.open("rb") as file:
             head = file.read(512)
-    _check_magic(name, head, file_format)
+    _check_magic(path, head, file_format)
     if file_format is None:
         raise DataError(
             f"the suffix {path.suffix or '(none)'} is not one of {', '.join(FORMATS)}, so how to "
             "read it is unknown",
             where=name,
-            hint="rename the file after what it holds, such as rows.jsonl",
+            hint=escape_control(suffix_hint(path)),
         )
     return FileSource(path, file_format)
 
@@ -183,15 +206,8 @@ def _missing(path: Path) -> DataError:
     if names is None:
         message = f"no such file: the folder {escape_control(str(folder))} does not exist"
         return DataError(message, where=escape_control(str(path)), hint="check the path")
-    similar = nearest(path.name, names)
-    data_files = sorted(name for name in names if Path(name).suffix.lower() in FORMATS)[:5]
-    if similar:
-        hint = f"did you mean {folder / similar}?"
-    elif data_files:
-        hint = f"data files in that folder: {', '.join(data_files)}"
-    else:
-        hint = "give a .jsonl, .json, .csv or .parquet file, or a hub id such as owner/name"
-    return DataError("no such file", where=escape_control(str(path)), hint=escape_control(hint))
+    hint = escape_control(missing_hint(path, names))
+    return DataError("no such file", where=escape_control(str(path)), hint=hint)
 
 
 def _kind_of(mode: int) -> str:
@@ -208,13 +224,11 @@ def _kind_of(mode: int) -> str:
 def _folder_hint(path: Path) -> str:
     if not path.is_dir():
         return "rows are read more than once: write them to a file first"
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in FORMATS)
-    if not files:
-        return "name one .jsonl, .json, .csv or .parquet file"
-    return escape_control(f"name one file, such as {files[0]}")
+    return escape_control(folder_hint(path))
 
 
-def _check_magic(name: str, head: bytes, file_format: FileFormat | None) -> None:
+def _check_magic(path: Path, head: bytes, file_format: FileFormat | None) -> None:
+    name = escape_control(str(path))
     found = next((what for magic, what in _MAGIC if head.startswith(magic)), None)
     if head[_TAR_MAGIC_OFFSET : _TAR_MAGIC_OFFSET + 5] == b"ustar":
         found = "a tar archive"
@@ -225,16 +239,16 @@ def _check_magic(name: str, head: bytes, file_format: FileFormat | None) -> None
         raise DataError(f"this is {found}", where=name, hint="rename the file after what it holds")
     if found is None:
         return
-    raise DataError(
-        f"this is {found}, whatever its name says", where=name, hint=_conversion_hint(found)
-    )
+    surprise = ", whatever its name says" if file_format else ", which is not read as it is"
+    hint = escape_control(_conversion_hint(path, found))
+    raise DataError(f"this is {found}{surprise}", where=name, hint=hint)
 
 
-def _conversion_hint(found: str) -> str:
+def _conversion_hint(path: Path, found: str) -> str:
     if "UTF-16" in found:
         return "convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW"
     if "LFS" in found:
         return "fetch the file: git lfs pull"
     if "Parquet" in found:
         return "rename it to .parquet"
-    return "unpack or convert it to .jsonl, .json, .csv or .parquet first"
+    return unpack_hint(path, found) or f"convert it first to {NEEDED}"

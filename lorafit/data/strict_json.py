@@ -20,9 +20,12 @@ _EXCERPT_CHARS = 80
 class JsonError(Exception):
     """Text that is not strict JSON: what is wrong, and the character position if known."""
 
-    def __init__(self, message: str, text: str, position: int | None = None) -> None:
+    def __init__(
+        self, message: str, text: str, position: int | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
+        self.hint = hint
         self.position = position
         self.shown = excerpt_around(text, position or 0)
 
@@ -168,6 +171,7 @@ def _array_in_object(text: str, start: int, decoder: StrictDecoder) -> int:
         f"the object has no array under `data` or `train`; its keys are {', '.join(keys[:8])}",
         text,
         start,
+        "write the rows as one list, [{...}, {...}], or one object a line in a .jsonl file",
     )
 
 

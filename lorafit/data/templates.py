@@ -18,7 +18,11 @@ from lorafit.text import excerpt, nearest
 
 
 class RowError(Exception):
-    """One row cannot become a record; the text says why."""
+    """One row cannot become a record; the text says why, `hint` what to do where that is known."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 def render_prompt(prompt: str) -> str:

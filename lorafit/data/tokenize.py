@@ -24,7 +24,7 @@ from lorafit.config.schema import Settings
 from lorafit.data.chat import ChatFormat, Segment, load_chat_format
 from lorafit.data.columns import COLUMNS, Block, RowBuilder, columns_of
 from lorafit.data.dataset import RecordsInMemory, TokenCounts, TokenizedDataset
-from lorafit.data.encoding import Encoder
+from lorafit.data.encoding import Encoder, verify_embedded
 from lorafit.data.problems import Problems
 from lorafit.data.records import Record
 from lorafit.data.templates import RowError, render_completion, render_prompt
@@ -43,6 +43,7 @@ class RowTokenizer:
     """
 
     def __init__(self, tokenizer: Any, settings: Settings, *, is_chat: bool) -> None:
+        self._tokenizer = tokenizer
         self._encoder = Encoder(tokenizer)
         self._chat = load_chat_format(settings, tokenizer) if is_chat else None
         self._special = _special_text_pattern(tokenizer)
@@ -59,7 +60,10 @@ class RowTokenizer:
         numbers, rows = [], []
         for number, record in enumerate(records):
             try:
-                rows.append(segments_of(record, self._chat, self._settings.train_on_prompt))
+                segments = segments_of(record, self._chat, self._settings.train_on_prompt)
+                for segment in segments:
+                    verify_embedded(self._tokenizer, segment.text)
+                rows.append(segments)
                 numbers.append(number)
             except RowError as error:
                 block.faults.append((record.source, str(error)))

@@ -18,7 +18,8 @@ import random
 import re
 from collections.abc import Callable, Iterator
 
-from lorafit.demo.nli import Problem, compare, generate
+from lorafit.demo.nli import generate
+from lorafit.demo.problem import Problem, compare
 from lorafit.demo.vocabulary import (
     ALL,
     DONE,

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafit.demo import corpus, nli, vocabulary
+from lorafit.demo import corpus, nli, problem, rules, vocabulary
 from lorafit.files import cache_folder, storage_errors
 
 if TYPE_CHECKING:
@@ -313,8 +313,9 @@ def _recipe_hash(recipe: Recipe) -> str:
     from importlib.metadata import version
 
     digest = hashlib.sha256(repr(asdict(recipe)).encode())
-    for source in (corpus.__file__, nli.__file__, vocabulary.__file__, __file__):
-        digest.update(Path(source).read_bytes())
+    for module in (corpus, nli, problem, rules, vocabulary):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
     for package in ("torch", "transformers", "tokenizers"):
         digest.update(version(package).encode())
     return digest.hexdigest()[:16]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorafit.demo.nli import LABELS
 from lorafit.demo.pretrain import ensure_demo_model, single_threaded
+from lorafit.demo.problem import LABELS
 from lorafit.demo.recipe import ANSWER_TOKENS, TEST_DATA, demo_settings
 from lorafit.hardware.detect import detect_device
 

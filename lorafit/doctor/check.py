@@ -88,6 +88,15 @@ def warn(
     return Outcome("warn", detail, measured, required, fix, commands)
 
 
+def untried(what: str, check_id: str, late: Exception) -> Outcome:
+    """Return the outcome of a check whose proof took longer than there was time for."""
+    return warn(
+        f"{what}: {late}",
+        "the machine may be busy: try this check alone, with time",
+        f"lorafit doctor --check {check_id} --timeout 60",
+    )
+
+
 def error(
     detail: str,
     fix: str,

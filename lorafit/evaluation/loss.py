@@ -27,6 +27,10 @@ class Rows(Protocol):
     def __getitem__(self, index: int) -> Mapping[str, Sequence[int]]:
         """Return `input_ids` and `labels` of a row."""
 
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row, known without reading it."""
+
 
 class LossReport(NamedTuple):
     """The loss over a data set."""
@@ -63,7 +67,7 @@ def evaluate_loss(
     """
     was_training = model.training
     model.eval()
-    lengths = _lengths(rows)
+    lengths = rows.lengths
     order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
     batches = plan_micro_batches([lengths[i] for i in order], limits)
     total, num_targets = 0.0, 0
@@ -81,12 +85,6 @@ def evaluate_loss(
         model.train(was_training)
     loss = total / num_targets if num_targets else math.nan
     return LossReport(loss, _perplexity(loss), len(rows), num_targets)
-
-
-def _lengths(rows: Rows) -> Sequence[int]:
-    """Return the tokens of each row; a data set may know them without reading its rows."""
-    known: Sequence[int] | None = getattr(rows, "lengths", None)
-    return known if known is not None else [len(rows[i]["input_ids"]) for i in range(len(rows))]
 
 
 def _moved(batch: Batch, device: torch.device) -> dict[str, Any]:

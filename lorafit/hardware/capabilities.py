@@ -24,6 +24,8 @@ class DeviceSettings(Protocol):
     @property
     def quantization(self) -> str: ...  # noqa: D102  # as in the settings schema
     @property
+    def use_dora(self) -> bool: ...  # noqa: D102
+    @property
     def optim(self) -> str: ...  # noqa: D102
     @property
     def attn_implementation(self) -> str: ...  # noqa: D102
@@ -49,7 +51,7 @@ def check_supported(device: DeviceInfo, settings: DeviceSettings) -> list[Unsupp
     """
     found = (
         _check_optimizer(device, settings.optim),
-        _check_quantization(device, settings.quantization),
+        _check_quantization(device, settings.quantization, settings.use_dora),
         _check_attention(device, settings.attn_implementation),
     )
     return [problem for problem in found if problem is not None]
@@ -77,11 +79,18 @@ def _check_optimizer(device: DeviceInfo, optim: str) -> Unsupported | None:
     return Unsupported("optim", optim, f"{why}, not {device.kind}", "--optim adamw_torch")
 
 
-def _check_quantization(device: DeviceInfo, quantization: str) -> Unsupported | None:
+def _check_quantization(
+    device: DeviceInfo, quantization: str, use_dora: bool
+) -> Unsupported | None:
     if quantization == "none":
         return None
     if quantization == "int8" and device.kind == "mps":
         why = "bitsandbytes has no int8 products for Metal"
+        return Unsupported("quantization", "int8", why, "--quantization nf4 (or none)")
+    if quantization == "int8" and use_dora and device.kind == "cpu":
+        why = (
+            "use_dora reads whole weights, and on a CPU PEFT loses the scales of int8 ones by that"
+        )
         return Unsupported("quantization", "int8", why, "--quantization nf4 (or none)")
     if not device.detected:
         return None

@@ -195,21 +195,31 @@ CATALOG: dict[str, CatalogEntry] = {
 """Every known device by key, such as `a10g`, `m3-18gb` or `cpu`."""
 
 
+_VENDORS = frozenset({"nvidia", "tesla", "geforce", "apple", "macbook"})
+
+
 def lookup(key: str) -> CatalogEntry:
-    """Return the catalog entry for `key`; upper case and blanks are forgiven.
+    """Return the catalog entry for `key`; case, blanks, dashes and the vendor are forgiven.
 
     Raises:
-        UsageError: no such entry; the message has the nearest key, the hint all of them.
+        UsageError: no such entry; the hint has the sizes of that device, or all keys.
     """
-    normalized = key.strip().lower().replace(" ", "-").replace("_", "-")
-    if normalized in CATALOG:
-        return CATALOG[normalized]
+    words = re.split(r"[\s_-]+", key.strip().lower())
+    normalized = "-".join(word for word in words if word not in _VENDORS)
+    by_letters = {known.replace("-", ""): entry for known, entry in CATALOG.items()}
+    if (entry := by_letters.get(normalized.replace("-", ""))) is not None:
+        return entry
+    one_of_many = re.compile(rf"{re.escape(normalized)}-\d+gb")
+    if sizes := [known for known in CATALOG if one_of_many.fullmatch(known)]:
+        message = f"{excerpt(key)!r} comes with more than one size of memory"
+        raise UsageError(message, where="--hardware", hint=f"name it: {' or '.join(sizes)}")
     guess = nearest(normalized, CATALOG)
     meant = f"; did you mean {guess}?" if guess else ""
     raise UsageError(
         f"{excerpt(key)!r} is not a known device{meant}",
         where="--hardware",
-        hint="known devices: " + ", ".join(CATALOG),
+        hint="for another, take one of its generation with no more memory; known devices: "
+        + ", ".join(CATALOG),
     )
 
 

@@ -1,13 +1,10 @@
 """NVIDIA GPUs: what NVML says about them without starting CUDA, else what torch says."""
 
 import importlib
-import importlib.util
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from lorafit.errors import DeviceError
@@ -66,34 +63,6 @@ class GpuReport:
     """True when CUDA_VISIBLE_DEVICES has been applied already, as torch does."""
     separate_pairs: tuple[tuple[int, int], ...] = ()
     """Indexes of the pairs of GPUs that cannot write to each other's memory."""
-
-
-@dataclass(frozen=True)
-class TorchBuild:
-    """The installed torch, read from its files: importing it takes seconds."""
-
-    version: str
-    cuda: str | None
-    """The CUDA release it was built for; None for a build without CUDA."""
-
-
-def read_torch_build() -> TorchBuild | None:
-    """Return the version and CUDA release of the installed torch, or None without torch."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    try:
-        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    return parse_torch_version(text)
-
-
-def parse_torch_version(text: str) -> TorchBuild:
-    """Return what `torch/version.py` says."""
-    version = re.search(r"^__version__[^=]*= *'([^']*)'", text, re.MULTILINE)
-    cuda = re.search(r"^cuda[^=]*= *'([^']*)'", text, re.MULTILINE)
-    return TorchBuild(version.group(1) if version else "unknown", cuda.group(1) if cuda else None)
 
 
 def load_nvml() -> Any | None:
@@ -294,28 +263,6 @@ def _oddities(gpu: Gpu, gpus: list[Gpu], environ: Mapping[str, str], own_pid: in
             "set CUDA_DEVICE_ORDER=PCI_BUS_ID to count as nvidia-smi does"
         )
     return found
-
-
-def driver_branch(driver: str | None) -> int:
-    """Return the branch of a driver version: 535 of `535.129.03`; 0 when it is unknown."""
-    match = re.match(r"\d+", driver or "")
-    return int(match.group()) if match else 0
-
-
-def cuda_wheel_command(build: TorchBuild | None, driver: str | None) -> str:
-    """Return the pip line for a torch with the newest CUDA that `driver` can run.
-
-    CUDA 13 needs driver branch 580 and CUDA 12.8 branch 570 (which Blackwell GPUs have at
-    least); every 12.x release runs on branch 525 or later.
-    """
-    branch = driver_branch(driver)
-    cuda = "cu130" if branch >= 580 else "cu128" if branch >= 570 else "cu126"
-    version = build.version.split("+")[0] if build else ""
-    pin = f"=={version}" if re.fullmatch(r"[0-9.]+", version) else ""
-    return (
-        f'pip install --force-reinstall "torch{pin}" --index-url '
-        f"https://download.pytorch.org/whl/{cuda}"
-    )
 
 
 def own_process_id() -> int:

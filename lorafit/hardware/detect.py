@@ -10,19 +10,17 @@ from lorafit.hardware.catalog import lookup
 from lorafit.hardware.cpu import CpuReading, cpu_device_info, read_cpu
 from lorafit.hardware.cuda import (
     GpuReport,
-    TorchBuild,
     cuda_device_info,
-    cuda_wheel_command,
     describe_gpus,
     load_nvml,
     own_process_id,
     read_nvml,
-    read_torch_build,
     read_torch_cuda,
     visible_gpus,
 )
 from lorafit.hardware.info import DeviceInfo
 from lorafit.hardware.mps import AppleReading, mps_device_info, read_apple
+from lorafit.hardware.torch_build import TorchBuild, cuda_wheel_command, read_torch_build
 from lorafit.text import excerpt
 from lorafit.units import format_bytes
 
@@ -85,7 +83,8 @@ def verify_device_name(requested: str) -> None:
         raise UsageError(
             f"{excerpt(requested)!r} is not a device",
             where="--device",
-            hint="use auto, cuda, cuda:1, mps or cpu",
+            hint="use auto, cuda, cuda:1, mps or cpu; --hardware NAME plans for a machine that is "
+            "not here",
         )
 
 

@@ -1,5 +1,7 @@
 """Which of the processes of a run this one is, as its launcher says by environment variables."""
 
+import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,8 +12,6 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """What torchrun, `accelerate launch` and lorafit itself tell each process that they start."""
 
 _ENGINES = {
-    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "--use_deepspeed"),
-    "ACCELERATE_USE_FSDP": ("accelerate's FSDP", "--use_fsdp"),
     "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "--use_megatron_lm"),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("accelerate's parallelism", "--use_parallelism_config"),
 }
@@ -63,11 +63,29 @@ def processes_of(environ: Mapping[str, str]) -> Processes:
     return Processes(rank, size, local_rank, local_size)
 
 
+def end_with_parent() -> None:
+    """Let this process, which `multiprocessing` started, end when the one that asked for it ends.
+
+    A parent that is killed tells nobody, and where a fork server starts the processes, the default
+    on Linux from Python 3.14 on, it is that server's death which they would notice.
+    """
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _refuse_other_engines(environ: Mapping[str, str]) -> None:
     """Refuse what would wrap model and optimizer: the step and its checkpoints are lorafit's own.
 
-    DeepSpeed's ZeRO 1 and 2 share gradients and optimizer state, of which an adapter has next to
-    none; what ZeRO 3 does with the base weights, `parallelism fsdp` does here.
+    DeepSpeed and FSDP are not among them: what their configuration asks for is read as settings.
     """
     for variable, (engine, option) in _ENGINES.items():
         if environ.get(variable, "").lower() in ("true", "1", "yes"):

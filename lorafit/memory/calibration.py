@@ -9,15 +9,13 @@ kernels: what was measured under one combination says nothing of another.
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lorafit.files import cache_folder
+from lorafit.files import cache_folder, replace_text
 from lorafit.hardware.info import DeviceInfo
 from lorafit.text import excerpt
 from lorafit.units import format_bytes
@@ -171,25 +169,10 @@ def add_measurement(combination: Combination, measurement: Measurement) -> str |
         "measurements": [{**asdict(one), "residuals": one.residuals()} for one in kept],
     }
     try:
-        _replace(combination.file(), json.dumps(document, indent=2) + "\n")
+        replace_text(combination.file(), json.dumps(document, indent=2) + "\n")
     except OSError as problem:
         return f"the measured memory could not be stored: {problem.strerror or problem}"
     return None
-
-
-def _replace(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each writer: two runs may end at the same time.
-    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(file)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _parse(document: Any, combination: Combination) -> tuple[Measurement, ...]:

@@ -14,19 +14,17 @@ from typing import Any, NamedTuple
 from lorafit.config.schema import Settings
 from lorafit.hardware.info import DeviceInfo
 from lorafit.memory.architecture import Architecture, read_architecture
-from lorafit.memory.estimate import (
-    Estimate,
-    Peak,
+from lorafit.memory.device import (
     compute_dtype,
     gpu_traits,
     hardware_facts,
     kept_bytes,
     process_context_bytes,
-    verdict_of,
-    verdict_reason,
 )
+from lorafit.memory.estimate import Estimate, Peak, verdict_of, verdict_reason
 from lorafit.memory.layer_formulas import Run
 from lorafit.memory.lean_formulas import bytes_of_layer
+from lorafit.model.chunks import chunk_rows
 from lorafit.units import MIB
 
 
@@ -141,7 +139,7 @@ def describe_run(settings: Settings, model_config: Mapping[str, Any], device: De
     dtype = compute_dtype(settings, model_config, device).value
     arch = read_architecture(model_config)
     itemsize = 4 if dtype == "float32" else 2
-    return Run(arch, settings, gpu_traits(device), itemsize, dtype == "bfloat16")
+    return Run(arch, settings, gpu_traits(device), device.kind, itemsize, dtype == "bfloat16")
 
 
 # -- What is there in every phase
@@ -250,18 +248,12 @@ def loss_bytes(run: Run) -> float:
     vocab, e = run.arch.vocab_size, run.itemsize
     if run.settings.kernels == "stock":
         return 12.0 * vocab * run.tokens
-    rows = min(chunk_rows(vocab), run.tokens)
+    rows = min(chunk_rows(vocab, run.device_kind), run.tokens)
     a_logit = 4.0 if e == 4 else 4.0 + e
     gradient = e if run.is_bfloat16 else 4
     hidden = run.arch.hidden_size
     of_adapter = 4.0 * run.settings.lora_r * (hidden + vocab) if _adapts_output(run) else 0.0
     return a_logit * rows * vocab + (2.0 * e + gradient) * hidden * run.tokens + of_adapter
-
-
-def chunk_rows(vocab_size: int) -> int:
-    """Return how many positions the chunked loss takes at once, as `model.loss.chunk_rows`."""
-    fitting = 256 * MIB // (4 * vocab_size)
-    return max(128, min(8192, 1 << max(0, fitting.bit_length() - 1)))
 
 
 def _unpacked_bytes(run: Run) -> float:

@@ -47,6 +47,11 @@ class Throughput:
     """Bytes a second from memory."""
 
 
+def launch_seconds(layer_passes: float) -> float:
+    """Return the seconds that launching the kernels of so many passes through a layer takes."""
+    return layer_passes * _LAUNCHES_A_LAYER * _LAUNCH_SECONDS
+
+
 def expected_longest(row_lengths: Iterable[int], micro_batch: int) -> float:
     """Return the expected length of the longest of `micro_batch` rows drawn without replacement.
 
@@ -122,6 +127,6 @@ def step_seconds(
     passes = forwards + work.num_layers
     compute = flops / (device.matmul_flops * _PRODUCT_EFFICIENCY)
     reads = passes * work.layer_bytes / (device.bandwidth * _BANDWIDTH_EFFICIENCY)
-    launches = passes * _LAUNCHES_A_LAYER * _LAUNCH_SECONDS
+    launches = launch_seconds(passes)
     # Reads hide behind arithmetic only in part: their sum keeps larger passes a little ahead.
     return accumulation * max(compute + reads, launches)

@@ -7,20 +7,25 @@ replica of the allocator (`replay`), plus the context of the device, which no al
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lorafit.config.schema import Settings
 from lorafit.errors import ConfigError, ModelError, Problem
-from lorafit.hardware.catalog import CATALOG
 from lorafit.hardware.info import Choice, DeviceInfo
-from lorafit.hardware.precision import choose_compute_dtype
 from lorafit.memory.allocator import CachingAllocator
 from lorafit.memory.calibration import Combination, read_record
+from lorafit.memory.device import (
+    compute_dtype,
+    gpu_traits,
+    hardware_facts,
+    kept_bytes,
+    process_context_bytes,
+)
 from lorafit.memory.events import Category, Trace
-from lorafit.memory.gpu import GpuTraits, context_bytes
+from lorafit.memory.gpu import GpuTraits
 from lorafit.memory.replay import Replay, replay
 from lorafit.text import excerpt
-from lorafit.units import MIB, format_bytes
+from lorafit.units import format_bytes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,16 +33,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 TIGHT_FRACTION = 0.1
 """Headroom below this share of the capacity is tight: other processes and longer rows eat it."""
-
-_CPU_PROCESS_BYTES = 455 * MIB
-"""Python, PyTorch, transformers, PEFT and their code, measured on Linux x86-64 (torch 2.13) as
-the resident memory of a process that trains a model of no size; bench/memory_cpu.py measures it."""
-_CPU_KEPT_BYTES = 45 * MIB
-"""What lies free between small blocks in use, where training has the C library reuse them (see
-`malloc.reuse_small_blocks`): fitted to bench/memory_cpu.py."""
-_MPS_PROCESS_BYTES = 300 * MIB
-"""What Metal keeps beside PyTorch's tensors: kernels, command buffers. A guess: never measured."""
-_DEFAULT_MULTIPROCESSORS = 80
 
 Verdict = Literal["fits", "tight", "exceeds"]
 
@@ -140,30 +135,19 @@ def estimate_memory(
     gpu = gpu_traits(device)
     traced = _trace(settings, model_config, dtype.value, device, plain_script, num_shards)
     trace = traced.value
-    context, context_reason = process_context_bytes(device)
-    record = read_record(Combination.of(device, settings.kernels))
-    calibration = None if plain_script else record.calibration(device.name)
-    measured = _replay(trace, gpu, None, expandable_segments)
-    reasons = [f"{dtype.value}: {dtype.reason}", f"context: {context_reason}", traced.reason]
-    if calibration is not None:
-        context = calibration.apply(context)
-        reasons.append(calibration.reason)
-    if record.problem is not None:
-        reasons.append(record.problem)
-    if settings.optim.startswith("paged"):
-        reasons.append(
-            "paged optimizer states are left out: they are in managed memory, which moves to the "
-            "host when the device is full"
-        )
-    reasons += _unknowns(settings, gpu)
-    if device.kind == "cpu" and plain_script:
-        reasons.append(
-            "a plain script on a CPU holds about a fifth more: the C library keeps memory that is "
-            "free again, unless it is told otherwise as lorafit's training does"
-        )
+    context = _context(settings, device, plain_script)
+    reasons = [
+        f"{dtype.value}: {dtype.reason}",
+        context.reason,
+        traced.reason,
+        *context.corrections,
+        *_unknowns(settings, device, gpu, plain_script),
+    ]
+    measured = _replay(trace, None, expandable_segments)
     fits_by_releasing = False
-    if measured.stats.peak_reserved_bytes + context > device.usable_bytes and gpu is not None:
-        limited = _replay(trace, gpu, device.usable_bytes - context, expandable_segments)
+    room = device.usable_bytes - context.num_bytes
+    if gpu is not None and measured.stats.peak_reserved_bytes > room:
+        limited = _replay(trace, room, expandable_segments)
         if limited.out_of_memory is None:
             fits_by_releasing, measured = True, limited
             reasons.append(
@@ -171,7 +155,7 @@ def estimate_memory(
                 f"({limited.stats.num_alloc_retries} times), which is slow"
             )
     kept = kept_bytes(settings, device, measured.stats.peak_allocated_bytes)
-    peak = _peak(measured, context, None if gpu is not None else kept)
+    peak = _peak(measured, context.num_bytes, None if gpu is not None else kept)
     verdict = verdict_of(peak.process_bytes, device.usable_bytes, fits_by_releasing)
     reasons.append(verdict_reason(verdict, peak.process_bytes, device))
     return Estimate(
@@ -179,18 +163,48 @@ def estimate_memory(
         hardware=hardware_facts(device),
         settings=settings.model_dump(mode="json"),
         peak=peak,
-        breakdown=_breakdown(measured, peak, context),
+        breakdown=_breakdown(measured, peak, context.num_bytes),
         capacity_bytes=device.usable_bytes,
         verdict=verdict,
         reasons=tuple(reasons),
         elapsed_seconds=time.monotonic() - start,
-        calibrated=calibration is not None,
+        calibrated=context.is_calibrated,
     )
 
 
-def _unknowns(settings: Settings, gpu: GpuTraits | None) -> list[str]:
-    """Return what the estimate cannot know, as sentences."""
+class _Context(NamedTuple):
+    """What the process takes beside its tensors."""
+
+    num_bytes: int
+    reason: str
+    corrections: tuple[str, ...]
+    """What measurements on this machine made of it, or why they could not be read."""
+    is_calibrated: bool
+
+
+def _context(settings: Settings, device: DeviceInfo, plain_script: bool) -> _Context:
+    num_bytes, reason = process_context_bytes(device)
+    record = read_record(Combination.of(device, settings.kernels))
+    calibration = None if plain_script else record.calibration(device.name)
+    corrections = []
+    if calibration is not None:
+        num_bytes = calibration.apply(num_bytes)
+        corrections.append(calibration.reason)
+    if record.problem is not None:
+        corrections.append(record.problem)
+    return _Context(num_bytes, f"context: {reason}", tuple(corrections), calibration is not None)
+
+
+def _unknowns(
+    settings: Settings, device: DeviceInfo, gpu: GpuTraits | None, plain_script: bool
+) -> list[str]:
+    """Return what the estimate leaves out or cannot know, as sentences."""
     found = []
+    if settings.optim.startswith("paged"):
+        found.append(
+            "paged optimizer states are left out: they are in managed memory, which moves to the "
+            "host when the device is full"
+        )
     if settings.quantization == "int8":
         found.append(
             "int8: inputs beyond the outlier threshold are kept in 16 bits; how many there are "
@@ -201,29 +215,16 @@ def _unknowns(settings: Settings, gpu: GpuTraits | None) -> list[str]:
             "attention runs in cuDNN on this GPU; its workspace is that of cuDNN's open frontend, "
             "and what the closed backend may add is not counted"
         )
+    if device.kind == "cpu" and plain_script:
+        found.append(
+            "a plain script on a CPU holds about a fifth more: the C library keeps memory that is "
+            "free again, unless it is told otherwise as lorafit's training does"
+        )
     return found
 
 
 def _may_use_cudnn(settings: Settings) -> bool:
     return settings.attn_implementation in ("auto", "sdpa")
-
-
-def gpu_traits(device: DeviceInfo) -> GpuTraits | None:
-    """Return the facts about an NVIDIA GPU that memory depends on; None for other devices."""
-    if device.kind != "cuda":
-        return None
-    entry = CATALOG.get(device.catalog_key or "")
-    num_sms = entry.num_multiprocessors if entry is not None else _DEFAULT_MULTIPROCESSORS
-    return GpuTraits(device.compute_capability or (8, 0), num_sms)
-
-
-def process_context_bytes(device: DeviceInfo) -> tuple[int, str]:
-    """Return what a process takes beside its tensors, and where the figure comes from."""
-    gpu = gpu_traits(device)
-    if gpu is not None:
-        return context_bytes(gpu, device.catalog_key)
-    context = _CPU_PROCESS_BYTES if device.kind == "cpu" else _MPS_PROCESS_BYTES
-    return context, f"about {format_bytes(context)} for Python, PyTorch and the model's code"
 
 
 def _refuse_unsupported(settings: Settings, device: DeviceInfo) -> None:
@@ -237,25 +238,6 @@ def _refuse_unsupported(settings: Settings, device: DeviceInfo) -> None:
                 )
             ]
         )
-
-
-def compute_dtype(
-    settings: Settings, model_config: Mapping[str, Any], device: DeviceInfo
-) -> Choice[str]:
-    """Return the number format that training computes in, such as `bfloat16`, and why.
-
-    With stock kernels the question may be about a script that lorafit would not run.
-
-    Raises:
-        DeviceError: the device cannot compute in the number format that was asked for.
-    """
-    return choose_compute_dtype(
-        device,
-        settings.compute_dtype,
-        str(model_config.get("model_type", "")),
-        model_config.get("dtype") or model_config.get("torch_dtype"),
-        as_asked=settings.kernels == "stock",
-    )
 
 
 def trace_run(
@@ -321,21 +303,9 @@ def parse_config(model_config: dict[str, Any], name: str) -> "PretrainedConfig":
     return config
 
 
-def _replay(
-    trace: Trace, gpu: GpuTraits | None, capacity_bytes: int | None, expandable_segments: bool
-) -> Replay:
+def _replay(trace: Trace, capacity_bytes: int | None, expandable_segments: bool) -> Replay:
     allocator = CachingAllocator(capacity_bytes, expandable_segments=expandable_segments)
     return replay(trace, allocator)
-
-
-def kept_bytes(settings: Settings, device: DeviceInfo, allocated_bytes: int) -> int:
-    """Return what is kept beside the blocks in use where no allocator of PyTorch's caches.
-
-    Metal gives all of it back at once, and the CPU all but small blocks.
-    """
-    if device.kind != "cpu" or settings.kernels == "stock":
-        return 0
-    return min(_CPU_KEPT_BYTES, allocated_bytes)
 
 
 def _peak(measured: Replay, context: int, kept: int | None) -> Peak:
@@ -384,15 +354,3 @@ def verdict_reason(verdict: Verdict, process_bytes: int, device: DeviceInfo) -> 
     if verdict == "tight":
         return f"tight: {rest}, less than {TIGHT_FRACTION:.0%}"
     return f"fits: {rest}"
-
-
-def hardware_facts(device: DeviceInfo) -> dict[str, Any]:
-    """Return the device as the JSON document has it."""
-    return {
-        "name": device.name,
-        "key": device.catalog_key,
-        "kind": device.kind,
-        "compute_capability": list(device.compute_capability or ()) or None,
-        "usable_bytes": device.usable_bytes,
-        "detected": device.detected,
-    }

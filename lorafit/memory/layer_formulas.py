@@ -10,6 +10,7 @@ row, e bytes of the compute dtype, r rank of the adapters.
 from typing import Literal, NamedTuple
 
 from lorafit.config.schema import Settings
+from lorafit.hardware.info import DeviceKind
 from lorafit.memory.architecture import Architecture, Linear
 from lorafit.memory.gpu import GpuTraits
 
@@ -22,6 +23,7 @@ class Run(NamedTuple):
     arch: Architecture
     settings: Settings
     gpu: GpuTraits | None
+    device_kind: DeviceKind
     itemsize: int
     is_bfloat16: bool
 

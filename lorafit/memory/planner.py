@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+from lorafit.config.padding import wants_block_attention
 from lorafit.config.parallelism import why_not_sharded
 from lorafit.config.schema import Settings
 from lorafit.hardware.capabilities import check_supported
@@ -19,7 +20,8 @@ from lorafit.memory.cache import cached_estimate
 from lorafit.memory.closed_form import estimate_quickly
 from lorafit.memory.cost import Throughput, Workload, expected_longest, step_seconds
 from lorafit.memory.data_parallel import with_exchange
-from lorafit.memory.estimate import Estimate, compute_dtype, estimate_memory
+from lorafit.memory.device import compute_dtype
+from lorafit.memory.estimate import Estimate, estimate_memory
 from lorafit.memory.search import Candidate, Rejected, SearchResult, candidates, find_plan
 from lorafit.units import format_bytes
 
@@ -262,8 +264,6 @@ def _cost(
     )
     speed = throughput(device, dtype)
     longest = cache(lambda micro_batch: expected_longest(lengths, micro_batch))
-    from lorafit.model.attention import wants_block_attention
-
     # Packing is left to a person, as it changes what the effective batch counts; without padding
     # it has little left to gain.
     end_to_end = wants_block_attention(settings) and device.kind != "mps"

@@ -17,7 +17,11 @@ from lorafit.hardware.info import DeviceKind
 from lorafit.memory.events import Category, Phase, Trace
 from lorafit.memory.gpu import GpuTraits
 from lorafit.memory.trace_batches import EndToEnd, choose_rows, full_batch
-from lorafit.memory.trace_libraries import bitsandbytes_on_meta, grouped_kernels
+from lorafit.memory.trace_libraries import (
+    bitsandbytes_on_meta,
+    fused_kernels,
+    grouped_kernels,
+)
 from lorafit.memory.trace_load import load_empty, quantize_structure
 from lorafit.memory.trace_operators import CpuOperators, CudaOperators
 from lorafit.memory.trace_sharding import Sharding
@@ -243,7 +247,7 @@ def _device_paths(request: TraceRequest) -> Iterator[None]:
     """Send `meta` tensors where tensors on the device go."""
     if request.gpu is None:
         operators = CpuOperators() if request.on_cpu else contextlib.nullcontext()
-        with operators, tracing_for("cpu" if request.on_cpu else "mps"):
+        with operators, fused_kernels(), tracing_for("cpu" if request.on_cpu else "mps"):
             yield
         return
     efficient = request.settings.attn_implementation == "sdpa-efficient"

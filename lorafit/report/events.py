@@ -21,8 +21,7 @@ class EventLog:
         """Drop lines after `step`, which an interrupted run wrote and a resumed one repeats."""
         if not self.path.exists():
             return
-        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line]
-        kept = [line for line in lines if _step_of(line) <= step]
+        kept = [line for line in _lines(self.path) if _step_of(line) <= step]
         staging = self.path.with_suffix(".staging")
         staging.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         os.replace(staging, self.path)
@@ -51,11 +50,16 @@ class EventLog:
         """Every line is on disk already."""
 
 
+def _lines(path: Path) -> list[str]:
+    # A power loss can leave bytes that are no text in place of the last lines.
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
 def _step_of(line: str) -> int:
     # A line that a kill cut in half belongs to a step that will be run again.
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 2**63
 
 
@@ -64,5 +68,4 @@ def read_events(run_dir: Path) -> list[dict[str, float]]:
     path = run_dir / EVENTS_FILE
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if _step_of(line) < 2**63]
+    return [json.loads(line) for line in _lines(path) if _step_of(line) < 2**63]

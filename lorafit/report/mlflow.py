@@ -19,6 +19,8 @@ class MlflowLog(Tracker):
     def _open(self, first_step: int) -> None:
         # The plain file store needs no database driver; MLflow asks to confirm that it is meant.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        # Its reports about itself are nothing that this person asked for.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (self.run_dir / "mlflow").absolute().as_uri()

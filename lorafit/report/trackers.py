@@ -1,5 +1,6 @@
 """The trackers that `report_to` names."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from lorafit.config.schema import Settings
@@ -13,6 +14,19 @@ TRACKERS: dict[str, type[Tracker]] = {
     tracker.NAME: tracker for tracker in (TensorBoardLog, WandbLog, MlflowLog, TrackioLog)
 }
 """Every tracker by the name that `report_to` has for it."""
+
+
+def missing_trackers(settings: Settings) -> list[str]:
+    """Return a sentence for each tracker of the run whose library is not installed.
+
+    It is worth a word before hours of training: the run itself goes on without.
+    """
+    return [
+        f"{name} is not installed, so its curves will be missing; "
+        f'pip install "lorafit[{name}]" before the run brings them'
+        for name in settings.report_to
+        if name != "none" and find_spec(name) is None
+    ]
 
 
 def make_trackers(settings: Settings, run_dir: Path, run_id: str) -> list[Tracker]:

@@ -4,10 +4,12 @@ import netrc
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lorafit.report.tracker import Tracker
 
-_HOST = "api.wandb.ai"
+_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+"""Where `wandb login` logs in: the newer address stands for the same service."""
 
 
 class WandbLog(Tracker):
@@ -17,6 +19,8 @@ class WandbLog(Tracker):
     _run: Any
 
     def _open(self, first_step: int) -> None:
+        # Its reports about itself would be sent also by a run that is offline.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         # Code, command line, host, packages and console output would be sent along by default.
@@ -61,7 +65,9 @@ def _mode() -> Any:
 
 def _has_login() -> bool:
     path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    own = urlsplit(os.environ.get("WANDB_BASE_URL") or "").netloc
     try:
-        return netrc.netrc(path).authenticators(_HOST) is not None
+        known = netrc.netrc(path)
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(known.authenticators(host) for host in ([own] if own else _HOSTS))

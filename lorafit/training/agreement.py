@@ -10,7 +10,7 @@ from lorafit.training.checkpoint import read_manifest
 from lorafit.training.distributed import World
 from lorafit.training.fingerprint import differences, fingerprint_of
 from lorafit.training.folder import Start
-from lorafit.training.plan import RunPlan
+from lorafit.training.run_plan import RunPlan
 
 
 def announce(world: World, plan: RunPlan, start: Start) -> None:

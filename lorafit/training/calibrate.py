@@ -25,7 +25,7 @@ from lorafit.memory.calibration import (
     add_measurement,
     read_record,
 )
-from lorafit.memory.estimate import process_context_bytes
+from lorafit.memory.device import process_context_bytes
 from lorafit.model.step import Batch, make_optimizer, trainable_parameters, training_step
 from lorafit.training.memory_use import MemoryProbe, memory_probe
 from lorafit.training.oom import is_out_of_memory
@@ -35,7 +35,7 @@ from lorafit.units import format_bytes
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from lorafit.training.plan import RunPlan
+    from lorafit.training.run_plan import RunPlan
 
 
 def should_calibrate(plan: "RunPlan") -> Choice[bool]:

@@ -326,9 +326,10 @@ def open_world(processes: Processes, device_kind: str, timeout_seconds: int) -> 
         DeviceError: the processes do not find each other.
     """
     if processes.size == 1:
-        yield World()
+        with _hidden_variables(()):
+            yield World()
         return
-    with _hidden_variables() as environ:
+    with _hidden_variables(_HIDDEN) as environ:
         world = _join(processes, environ, device_kind, timeout_seconds)
         lost = False
         try:
@@ -342,14 +343,18 @@ def open_world(processes: Processes, device_kind: str, timeout_seconds: int) -> 
 
 
 @contextlib.contextmanager
-def _hidden_variables() -> Iterator[dict[str, str]]:
+def _hidden_variables(names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Context in which libraries see neither `names` nor what `accelerate launch` told."""
     before = dict(os.environ)
-    for name in _HIDDEN:
-        os.environ.pop(name, None)
+    # The configuration has been read from them: taken once more, they would make the libraries
+    # compute in another precision, or call for an engine.
+    hidden = [name for name in before if name in names or name.startswith("ACCELERATE_")]
+    for name in hidden:
+        del os.environ[name]
     try:
         yield before
     finally:
-        os.environ.update({name: before[name] for name in _HIDDEN if name in before})
+        os.environ.update({name: before[name] for name in hidden})
 
 
 def _join(

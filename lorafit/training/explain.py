@@ -10,7 +10,7 @@ from lorafit.config.batch import BatchPlan
 from lorafit.errors import DeviceError, MemoryFitError
 from lorafit.text import excerpt
 from lorafit.training.oom import is_host_memory, is_out_of_memory
-from lorafit.training.plan import RunPlan
+from lorafit.training.run_plan import RunPlan
 from lorafit.units import format_bytes
 
 _WORKER_DIED = re.compile(r"DataLoader worker.*(killed by signal|exited unexpectedly)")

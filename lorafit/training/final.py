@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from lorafit.errors import StorageError
 from lorafit.files import plain_os_errors, storage_errors
 from lorafit.training.checkpoint import vanished
-from lorafit.training.plan import RunPlan
 from lorafit.training.retention import best_checkpoint, own_checkpoints
+from lorafit.training.run_plan import RunPlan
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,7 +61,8 @@ def verify_reload(model: "PeftModel", adapter: Path) -> None:
     from peft import PeftConfig, get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from lorafit.model.adapter import WEIGHTS_FILE, verify_adapter
+    from lorafit.model.adapter import verify_adapter
+    from lorafit.model.adapter_folder import WEIGHTS_FILE
 
     verify_adapter(adapter)
     PeftConfig.from_pretrained(str(adapter))

@@ -9,7 +9,8 @@ from lorafit.errors import CheckpointError, UsageError
 from lorafit.files import sha256_of
 from lorafit.text import excerpt, nearest
 from lorafit.training.base_digest import digest_of_weights
-from lorafit.training.plan import RunPlan
+from lorafit.training.mismatch import Mismatch, Origins
+from lorafit.training.run_plan import RunPlan
 
 # Settings that change the numbers of a run; those about records and places do not.
 _SETTINGS = (
@@ -88,30 +89,34 @@ def require_same_run(
     now: Mapping[str, Any],
     where: str,
     allowed: Collection[str] = (),
+    origins: tuple[Origins, Origins] = (Origins(), Origins()),
 ) -> dict[str, tuple[Any, Any]]:
     """Compare the recorded fingerprint with the one of this command.
+
+    Args:
+        before: the fingerprint in run.json.
+        now: that of this command.
+        where: the run's folder.
+        allowed: facts that may differ.
+        origins: data and model of both, so that the refusal can name them.
 
     Returns:
         What differs and was allowed to: name to (then, now).
 
     Raises:
-        CheckpointError: with a table of everything else that differs.
+        CheckpointError: with a table of everything else that differs, in words.
     """
     differing = differences(before, now)
     allowed = {*allowed, *_implied(before, now, allowed)}
     refused = {name: values for name, values in differing.items() if name not in allowed}
     if not refused:
         return differing
-    width = max(len(name) for name in refused)
-    rows = "\n".join(
-        f"  {name:{width}}  then: {_short(then)}  now: {_short(now_)}"
-        for name, (then, now_) in refused.items()
-    )
+    mismatch = Mismatch(refused, *origins)
     raise CheckpointError(
-        f"this folder holds a run with other settings; continuing would mix the two:\n{rows}",
+        f"this folder holds a run with {mismatch.subject()}; continuing would mix the two:\n"
+        + mismatch.table(),
         where=where,
-        hint="use the settings of then to continue it, or another --output-dir to start afresh"
-        + _way_out(refused),
+        hint=mismatch.hint() + _way_out(refused, now),
     )
 
 
@@ -130,10 +135,13 @@ def _implied(
     return ("micro_batch", "accumulation", "micro_batch_tokens")
 
 
-def _way_out(refused: Collection[str]) -> str:
-    if refused and set(refused) <= LENGTH:
-        return "\n--extend makes a run longer, such as --extend 5epochs or --extend 900steps in all"
-    able = [name for name in refused if name not in _SHAPES]
+def _way_out(refused: Mapping[str, tuple[Any, Any]], known: Collection[str]) -> str:
+    if "total_steps" in refused and set(refused) <= LENGTH:
+        then, now = refused["total_steps"]
+        if isinstance(then, int) and now < then:
+            return "\na run can be made longer, with --extend, but not shorter"
+        return f"\n--extend {now}steps makes it longer, to that length in all"
+    able = [name for name in refused if name in known and name not in _SHAPES]
     if len(able) < len(refused):
         return ""
     if _WORLD_SIZE in refused and set(able) <= _BATCH:
@@ -163,8 +171,3 @@ def check_allowed(names: Collection[str], known: Collection[str]) -> frozenset[s
                 hint="start afresh in another --output-dir",
             )
     return frozenset(names)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from lorafit.config.batch import BatchPlan
 from lorafit.config.layers import Origin, Resolved
@@ -23,15 +23,13 @@ from lorafit.memory.planner import (
 from lorafit.model.source import ModelSource
 from lorafit.units import GIB, format_bytes
 
-if TYPE_CHECKING:
-    from lorafit.training.plan import RunPlan
-
-_PLANNED = (
+PLANNED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "checkpointed_layers",
 )
+"""The settings that the planner chooses."""
 _MAC_SYSTEM_BYTES = 4 * GIB
 """What macOS and its applications need for themselves."""
 _OVERRIDE = "--allow-oom-attempt tries it all the same"
@@ -44,32 +42,50 @@ def wants_planner(resolved: Resolved) -> bool:
     """
     row = resolved.row
     is_left_open = row is not None and row.leaves_micro_batch
-    return is_left_open and not any(map(resolved.is_explicit, _PLANNED))
+    return is_left_open and not any(map(resolved.is_explicit, PLANNED))
+
+
+class StepEstimate(Protocol):
+    """The memory of a process's own tensors; `num_shards` processes hold the base together."""
+
+    def __call__(
+        self,
+        settings: Settings,
+        model_config: dict[str, Any],
+        device: DeviceInfo,
+        num_shards: int = 1,
+        /,
+    ) -> Estimate:
+        """Return the estimate."""
 
 
 def fit_to_memory(
     resolved: Resolved,
     batch: BatchPlan,
-    source: ModelSource,
+    config: dict[str, Any],
     device: DeviceInfo,
     row_lengths: Sequence[int],
+    estimate: StepEstimate = estimate_with_cache,
 ) -> tuple[Resolved, FittedPlan]:
     """Return the settings with the fastest micro-batch and checkpointing that fit, and the search.
 
     The effective batch stays what it is; where nothing fits, so do the settings. Several processes
-    that may share the base weights do so where no plan fits without.
+    that may share the base weights do so where no plan fits without. `config` is config.json of
+    the base model, see `model_config`.
     """
     settings = resolved.settings
 
     def search(is_sharded: bool) -> FittedPlan:
+        num_shards = batch.num_devices if is_sharded else 1
         return plan_to_fit(
             settings,
-            model_config(source),
+            config,
             device,
             batch.effective_batch_size,
             row_lengths=row_lengths,
             num_devices=batch.num_devices,
             is_sharded=is_sharded,
+            estimate=lambda asked, config, device: estimate(asked, config, device, num_shards),
         )
 
     fitted = search(settings.parallelism == "fsdp" and batch.num_devices > 1)
@@ -80,7 +96,7 @@ def fit_to_memory(
         return resolved, fitted
     settings = fitted.settings.model_copy(update={"effective_batch_size": None})
     origin = Origin("hardware", "planner")
-    origins = {**resolved.origins, **dict.fromkeys(_PLANNED, origin)}
+    origins = {**resolved.origins, **dict.fromkeys(PLANNED, origin)}
     return replace(resolved, settings=settings, origins=origins), fitted
 
 
@@ -190,25 +206,14 @@ def fit_warnings(estimate: Estimate, device: DeviceInfo) -> list[str]:
     return found
 
 
-def predicted_peak_bytes(plan: "RunPlan") -> int:
-    """Return the prediction of what the run's records measure as reserved memory.
-
-    CUDA's counters do not know the context; elsewhere the whole process is measured.
-    """
-    peak = plan.estimate.peak
-    return peak.reserved_bytes if plan.device.kind == "cuda" else peak.process_bytes
-
-
-def verify_free_memory(plan: "RunPlan") -> None:
-    """Look at the memory that is free now, right before the model is loaded.
+def verify_free_memory(estimate: Estimate, device: DeviceInfo) -> None:
+    """Look at the memory that is free on the device now, right before the model is loaded.
 
     Raises:
         MemoryFitError: other processes have taken what the run needs.
     """
-    if plan.allows_oom_attempt:
-        return
-    now = detect_device(torch_name(plan.device))
-    needed = plan.estimate.peak.process_bytes
+    now = detect_device(torch_name(device))
+    needed = estimate.peak.process_bytes
     if now.free_bytes is not None and now.free_bytes < needed:
         raise MemoryFitError(
             f"the run takes {format_bytes(needed)}, but only {format_bytes(now.free_bytes)} of "

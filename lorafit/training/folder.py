@@ -19,6 +19,7 @@ from lorafit.training.checkpoint import (
 )
 from lorafit.training.fingerprint import LENGTH, check_allowed, fingerprint_of, require_same_run
 from lorafit.training.layout import STATE_FILES
+from lorafit.training.mismatch import Mismatch, Origins
 from lorafit.training.output import (
     RUN_FILE,
     check_output,
@@ -26,7 +27,7 @@ from lorafit.training.output import (
     permission_notes,
     require_checkpoint_folder,
 )
-from lorafit.training.plan import RunPlan
+from lorafit.training.run_plan import RunPlan
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,12 @@ def find_start(plan: RunPlan, choice: ResumeChoice) -> Start:
     if choice.extends:
         _require_longer(plan, record)
         allowed |= LENGTH
-    changed = require_same_run(record["fingerprint"], fingerprint, str(run_dir), allowed)
+    origins = (Origins.of_record(record), _origins_of(plan))
+    changed = require_same_run(record["fingerprint"], fingerprint, str(run_dir), allowed, origins)
+    mismatch = Mismatch(changed, *origins)
     notes = [
-        f"{name} was {excerpt(str(then))} and is {excerpt(str(now))}: not the same run any more"
-        for name, (then, now) in changed.items()
+        f"{mismatch.note(name)}: not the same run any more"
+        for name in changed
         if name not in LENGTH
     ]
     if found is not None:
@@ -159,6 +162,11 @@ def find_start(plan: RunPlan, choice: ResumeChoice) -> Start:
     if found is not None:
         notes += [*_version_notes(found, plan), *permission_notes(found.folder)]
     return Start(record["run_id"], found, False, reason, tuple(notes), changed, record)
+
+
+def _origins_of(plan: RunPlan) -> Origins:
+    rows = plan.data.report.training.rows_read
+    return Origins(plan.settings.data, rows, plan.settings.model)
 
 
 def _require_import(choice: ResumeChoice, record: Mapping[str, Any], run_dir: Path) -> None:

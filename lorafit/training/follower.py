@@ -4,9 +4,8 @@ from lorafit.report.run_record import NoRecord
 from lorafit.training.agreement import follow
 from lorafit.training.distributed import World
 from lorafit.training.explain import errors_explained
-from lorafit.training.fit import verify_free_memory
 from lorafit.training.loading import keep_products, load_for
-from lorafit.training.plan import RunPlan
+from lorafit.training.run_plan import RunPlan
 from lorafit.training.signals import StopRequest
 from lorafit.training.steps import take_steps
 
@@ -22,7 +21,7 @@ def follow_training(plan: RunPlan, world: World) -> None:
         if start.is_complete:
             return
         plan.require_fit()
-        verify_free_memory(plan)
+        plan.verify_free_memory()
         model, device, _ = load_for(plan, world)
         keep_products(plan, start, world)
         take_steps(plan, start, model, device, (), NoRecord(), stop, None, world)

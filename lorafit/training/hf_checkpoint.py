@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from lorafit.errors import AdapterError, CheckpointError
-from lorafit.model.adapter import WEIGHTS_FILE, verify_adapter
+from lorafit.model.adapter import verify_adapter
+from lorafit.model.adapter_folder import WEIGHTS_FILE
 from lorafit.text import excerpt
 from lorafit.training.layout import TRAINER_STATE
 

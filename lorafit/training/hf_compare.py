@@ -17,7 +17,7 @@ from lorafit.text import excerpt
 from lorafit.training.base_digest import digest_of_weights
 from lorafit.training.hf_checkpoint import HfCheckpoint, read_hf_checkpoint
 from lorafit.training.hf_moments import expected_of, in_order, require_tensors
-from lorafit.training.plan import RunPlan
+from lorafit.training.run_plan import RunPlan
 
 if TYPE_CHECKING:
     from lorafit.config.schema import Settings

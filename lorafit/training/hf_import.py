@@ -9,7 +9,7 @@ import torch
 
 from lorafit.config.schedule import learning_rate_at
 from lorafit.errors import StorageError
-from lorafit.model.adapter import CONFIG_FILE
+from lorafit.model.adapter_folder import CONFIG_FILE
 from lorafit.report.run_record import RunRecord
 from lorafit.text import excerpt
 from lorafit.training import layout, state
@@ -17,7 +17,7 @@ from lorafit.training.checkpoint import read_manifest, write_checkpoint
 from lorafit.training.fingerprint import fingerprint_of
 from lorafit.training.folder import Start, machine_facts
 from lorafit.training.hf_compare import Fact, HfImport, examine_hf_checkpoint
-from lorafit.training.plan import RunPlan
+from lorafit.training.run_plan import RunPlan
 
 
 def take_over(plan: RunPlan, start: Start, allowed: Collection[str] = ()) -> Start:

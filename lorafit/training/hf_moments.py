@@ -11,7 +11,7 @@ from lorafit.model.step import make_optimizer
 from lorafit.text import excerpt
 from lorafit.training import layout
 from lorafit.training.hf_checkpoint import MOMENTS, OPTIMIZER, HfCheckpoint
-from lorafit.training.plan import RunPlan
+from lorafit.training.run_plan import RunPlan
 
 
 class Expected(NamedTuple):
@@ -23,11 +23,6 @@ class Expected(NamedTuple):
     """Name and shape, in the order of the optimizer's groups."""
     groups: list[dict[str, Any]]
     """`param_groups` of the optimizer's state."""
-
-
-def planned_parameters(plan: RunPlan) -> list[tuple[str, torch.Size]]:
-    """Return name and shape of what a run trains, in the order in which its optimizer counts it."""
-    return expected_of(plan).parameters
 
 
 def expected_of(plan: RunPlan) -> Expected:

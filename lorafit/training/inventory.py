@@ -78,8 +78,9 @@ class Inventory:
         lines = [
             f"disk: {format_bytes(forecast.checkpoint_bytes)} a checkpoint x "
             f"{forecast.num_written} saves of the whole run = "
-            f"{format_bytes(forecast.unlimited_bytes)}; with save_total_limit "
-            f"{format_bytes(forecast.limited_bytes)} at most",
+            f"{format_bytes(forecast.unlimited_bytes)}; save_total_limit keeps at most "
+            f"{forecast.num_kept} at once, {format_bytes(forecast.limited_bytes)}; "
+            f"{format_bytes(forecast.free_bytes)} are free",
         ]
         if forecast.limited_bytes > forecast.free_bytes + self._own_bytes():
             lines.append(
@@ -145,7 +146,7 @@ def take_inventory(run_dir: Path) -> Inventory:
 
 
 def _fate_in_words(is_kept: bool, reason: str) -> str:
-    return reason if is_kept else f"goes with the next save: {reason}"
+    return reason if is_kept else f"{reason}: goes with the next save"
 
 
 def _look(folder: Path) -> tuple[Checkpoint | None, str | None]:

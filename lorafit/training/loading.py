@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lorafit.hardware.visible import show_only
 from lorafit.training.distributed import World
 from lorafit.training.folder import Start
-from lorafit.training.plan import RunPlan
+from lorafit.training.run_plan import RunPlan
 
 if TYPE_CHECKING:
     import torch

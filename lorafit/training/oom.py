@@ -31,6 +31,8 @@ _MESSAGES = (
     "Cannot allocate memory",
 )
 
+_ELSEWHERE = "another process of this run ran out of memory"
+
 
 def is_out_of_memory(failure: BaseException) -> bool:
     """Return whether an exception says that device or host memory ran out."""
@@ -157,8 +159,8 @@ class MemoryRecovery:
     ) -> None:
         """Begin with the planned sizes; `recovers=False` lets every failure through.
 
-        `any_process` tells whether a flag is set in any process of the run: a step is repeated in
-        all of them.
+        `any_process` tells whether a flag is set in any process of the run: a step or a validation
+        is repeated in all of them.
         """
         self.limits = limits
         self.eval_batch_size = eval_batch_size
@@ -220,7 +222,7 @@ class MemoryRecovery:
                 return result
             observed = memory_in_use(self._device).allocated_bytes
             undo()
-            error = error or "another process of this run ran out of memory"
+            error = error or _ELSEWHERE
             change = self._shrink_step(lengths, error)
             self._announce("step", step, change, error, observed, longest_row())
             random_state.restore()
@@ -278,13 +280,17 @@ class MemoryRecovery:
             ) from None
 
     def run_evaluation(self, attempt: Callable[[int], T], *, step: int) -> T | None:
-        """Return what `attempt(batch_size)` gives; None where even one row at a time fails."""
+        """Return what `attempt(batch_size)` gives; None where even one row at a time fails.
+
+        Every process of the run comes here, and does it again where memory ran out in one.
+        """
         if not self._recovers:
             return attempt(self.eval_batch_size)
         while True:
             result, error = _try(lambda: attempt(self.eval_batch_size))
-            if error is None:
+            if not self._any_process(error is not None):
                 return result
+            error = error or _ELSEWHERE
             observed = memory_in_use(self._device).allocated_bytes
             before = self.eval_batch_size
             self.eval_batch_size = max(1, before // 2)

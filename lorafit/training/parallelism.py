@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+from lorafit.config.layers import Resolved
 from lorafit.config.parallelism import why_not_sharded
 from lorafit.config.schema import Settings
 from lorafit.hardware.info import Choice, DeviceInfo
+from lorafit.memory.closed_form import optimizer_bytes
 from lorafit.memory.estimate import Estimate
 from lorafit.units import format_bytes
 
@@ -50,3 +52,32 @@ def choose_parallelism(
         f"takes {peak}"
     )
     return Choice("fsdp", reason), sharded
+
+
+def with_zero_stage(
+    choice: Choice[str], resolved: Resolved, num_trainable: int, num_devices: int
+) -> Choice[str]:
+    """Return the choice with what it is to the ZeRO stage that a launcher was configured for.
+
+    Stage 1 shares the optimizer's state among the processes, stage 2 the gradients too, stage 3
+    all weights. What is trained has little of the first two, and lies whole in every process: the
+    reason says how much more that is.
+
+    Args:
+        choice: what the processes do with the base weights.
+        resolved: the settings of the run.
+        num_trainable: trainable parameters, with gradients in float32.
+        num_devices: processes.
+    """
+    stage = resolved.zero_stage
+    if not stage:
+        return choice
+    whole = optimizer_bytes(resolved.settings, num_trainable)
+    whole += 4 * num_trainable if stage > 1 else 0
+    what = "optimizer state and gradients" if stage > 1 else "optimizer state"
+    more = format_bytes(whole - whole // num_devices)
+    return Choice(
+        choice.value,
+        f"{choice.reason}; ZeRO {stage} is done without DeepSpeed: the adapter's {what} stay "
+        f"whole, which is {more} more in each process",
+    )

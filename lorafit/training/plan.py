@@ -1,193 +1,55 @@
-"""Everything that is decided before a weight is read: what `train` prints, refuses and records."""
+"""A run decided before a weight is read: from settings and a device to a `RunPlan`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from lorafit.config.batch import BatchPlan, resolve_batch
 from lorafit.config.parallelism import verify_parallelism
 from lorafit.config.resolve import Resolved
-from lorafit.config.schedule import Schedule, plan_schedule
+from lorafit.config.schedule import plan_schedule
 from lorafit.config.schema import Settings
 from lorafit.data.load import TrainingData, load_training_data
 from lorafit.data.packing import Packing, pack_rows
 from lorafit.data.progress import Tell, tell_nobody
-from lorafit.data.rl_rows import MethodData, load_method_data
+from lorafit.data.rl_rows import load_method_data
 from lorafit.data.sources import resolve_source
 from lorafit.data.tokenize import check_max_length
-from lorafit.errors import UsageError
+from lorafit.errors import DataError, UsageError
 from lorafit.hardware.capabilities import effective_torch_compile, verify_supported
 from lorafit.hardware.info import Choice, DeviceInfo
 from lorafit.hardware.precision import choose_compute_dtype
 from lorafit.memory.data_parallel import with_exchange
 from lorafit.memory.estimate import Estimate
-from lorafit.memory.planner import FittedPlan, nearest_fitting
 from lorafit.model.source import ModelSource, locate_model, read_config
-from lorafit.model.tokenizer import PadToken, choose_pad_token, tokenizer_of
-from lorafit.training.batching import Batching, plan_batching
+from lorafit.model.tokenizer import choose_pad_token, tokenizer_of
+from lorafit.training.batching import plan_batching
 from lorafit.training.checkpoint import require_disk_space
-from lorafit.training.disk import DiskPlan, plan_disk
+from lorafit.training.disk import plan_disk
 from lorafit.training.fit import (
     estimate_sharded_run,
-    fit_to_memory,
     fit_warnings,
     model_config,
-    require_fit,
     wants_planner,
 )
-from lorafit.training.parallelism import choose_parallelism
-from lorafit.training.rl.memory import estimate_method_run, fit_method
+from lorafit.training.parallelism import choose_parallelism, with_zero_stage
+from lorafit.training.rl.memory import estimate_method_run, fit_run
 from lorafit.training.rl.prepare import prepare_method
-from lorafit.training.rl.rewards import RewardFile
+from lorafit.training.run_plan import RunPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lorafit.model.build import ModelSummary
+    from lorafit.model.attention import BlockAttention
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """A run, decided; `reasons` says why of every automatic choice."""
+class _Rows(NamedTuple):
+    """The data of a run, read."""
 
-    resolved: Resolved
-    device: DeviceInfo
-    source: ModelSource
-    tokenizer: "PreTrainedTokenizerBase"
-    pad: PadToken
-    model: "ModelSummary"
-    dtype: Choice[str]
-    torch_compile: Choice[bool]
     data: TrainingData
-    batch: BatchPlan
-    batching: Batching
-    schedule: Schedule
-    disk: DiskPlan
-    estimate: Estimate
-    parallelism: Choice[str]
-    """What several processes do with the base weights: `ddp` or `fsdp`; `none` of one."""
-    planner: FittedPlan | None = None
-    """How micro-batch and checkpointing were searched for, where they were."""
-    reward_file: RewardFile | None = None
-    """The reward functions of grpo: read, not run."""
-    allows_oom_attempt: bool = False
-    warnings: tuple[str, ...] = field(default=())
-
-    @property
-    def settings(self) -> Settings:
-        """The validated settings."""
-        return self.resolved.settings
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether each process holds only its share of the base weights."""
-        return self.parallelism.value == "fsdp"
-
-    @property
-    def compiles_model(self) -> bool:
-        """Whether the model is compiled as a whole.
-
-        Of lean layers only the elementwise functions are, see model/lean/fusion; and weights that
-        come and go would end every compiled piece at every layer.
-        """
-        lean = self.model.lean_layers.value
-        return self.torch_compile.value and not lean and not self.is_sharded
-
-    @property
-    def eval_batch_size(self) -> int:
-        """Rows of a validation batch."""
-        settings = self.settings
-        return settings.per_device_eval_batch_size or self.batching.eval_rows
-
-    def require_fit(self) -> None:
-        """Refuse the run if it would run out of memory.
-
-        Raises:
-            MemoryFitError: it would, and nobody asked to try it all the same.
-        """
-        if self.allows_oom_attempt or self.estimate.verdict != "exceeds":
-            return
-        if self.settings.method != "sft":
-            require_fit(self.estimate, self.device, "--fit")
-        # A search costs seconds: only where it is needed.
-        alternative = nearest_fitting(
-            self.settings,
-            model_config(self.source),
-            self.device,
-            self.batch.effective_batch_size,
-            num_devices=self.batch.num_devices,
-        )
-        require_fit(self.estimate, self.device, alternative)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the plan for run.json and `--dry-run --json`."""
-        return {
-            "device": asdict(self.device),
-            "model": {
-                "name": self.source.name,
-                "revision": self.source.revision,
-                "model_type": self.source.model_type,
-                "num_parameters": self.model.num_parameters,
-                "num_trainable_parameters": self.model.num_trainable_parameters,
-                "trainable_by_module": self.model.trainable_by_module,
-                "target_modules": list(self.model.targets.names),
-            },
-            "batch": {
-                **asdict(self.batch),
-                "padding_free": self.batching.attention.value is not None,
-                "micro_batch_tokens": self.batching.limits.tokens,
-                "num_bins": len(self.batching.packing.bins) if self.batching.packing else None,
-            },
-            "schedule": {
-                **asdict(self.schedule),
-                "peak_learning_rate": self.settings.learning_rate,
-            },
-            "data": self.data.report.as_dict(),
-            "disk": {
-                **asdict(self.disk),
-                "needed_bytes": self.disk.needed_bytes,
-                "unlimited_bytes": self.disk.unlimited_bytes,
-            },
-            "memory": {
-                **self.estimate.document()["peak"],
-                "breakdown": self.estimate.breakdown,
-                "capacity_bytes": self.estimate.capacity_bytes,
-                "headroom_bytes": self.estimate.headroom_bytes,
-                "verdict": self.estimate.verdict,
-                "calibrated": self.estimate.calibrated,
-            },
-            "compute_dtype": self.dtype.value,
-            "torch_compile": self.torch_compile.value,
-            "parallelism": self.parallelism.value,
-            "reasons": self.reasons(),
-            "warnings": list(self.warnings),
-        }
-
-    def reasons(self) -> dict[str, str]:
-        """Return the reason of every automatic choice."""
-        reasons = {
-            "device": self.device.reason,
-            "batch": self.batch.reason,
-            **self.batching.reasons(),
-            "steps": self.schedule.total_reason,
-            "warmup": self.schedule.warmup_reason,
-            "compute_dtype": self.dtype.reason,
-            "torch_compile": self.torch_compile.reason,
-            "target_modules": self.model.targets.reason,
-            "padding": self.pad.reason,
-            "loss": self.model.chunked_loss.reason,
-            "layers": self.model.lean_layers.reason,
-            "memory": self.estimate.reasons[-1],
-            **({"planner": self.planner.reason} if self.planner is not None else {}),
-        }
-        if self.batch.num_devices > 1:
-            reasons["parallelism"] = self.parallelism.reason
-        if self.settings.method != "sft":
-            reasons["method"] = self.estimate.reasons[-2]
-        if self.resolved.row is not None:
-            reasons["hardware_row"] = self.resolved.row.reason
-        return reasons
+    packing: Packing | None
+    unit_lengths: Sequence[int]
+    """Tokens of each of what the effective batch counts: rows, or bins of rows."""
 
 
 def plan_run(
@@ -210,48 +72,32 @@ def plan_run(
     """
     _require_data(resolved.settings)
     resolved, reward_file = prepare_method(resolved, num_devices)
-    settings = resolved.settings
-    verify_supported(device, settings)
+    verify_supported(device, resolved.settings)
     verify_parallelism(resolved, num_devices)
     batch = resolve_batch(resolved, num_devices)
     # A file that is not there is found before gigabytes of a model are downloaded.
-    _verify_data_files(settings)
-    source = locate_model(settings.model, settings.revision)
-    assert source.weights is not None
-    dtype = choose_compute_dtype(
-        device, settings.compute_dtype, source.model_type, source.weights.stored_dtype
-    )
+    _verify_data_files(resolved)
+    source = locate_model(resolved.settings.model, resolved.settings.revision)
+    dtype = _compute_dtype(device, resolved.settings, source)
     compiled = effective_torch_compile(
-        device, settings.torch_compile, resolved.is_explicit("torch_compile")
+        device, resolved.settings.torch_compile, resolved.is_explicit("torch_compile")
     )
-    check_max_length(settings, read_config(source))
+    check_max_length(resolved.settings, read_config(source))
     tokenizer = tokenizer_of(source)
-    data = _load_data(settings, tokenizer, tell)
-    packing = _pack(settings, data) if settings.packing else None
-    unit_lengths = _unit_lengths(data, packing)
+    rows = _read_rows(resolved.settings, tokenizer, tell)
     planner = None
     if fit or wants_planner(resolved):
-        plan_fit = fit_to_memory if settings.method == "sft" else fit_method
-        resolved, planner = plan_fit(resolved, batch, source, device, unit_lengths)
-        settings, batch = resolved.settings, resolve_batch(resolved, num_devices)
-    schedule = plan_schedule(len(unit_lengths), batch, settings)
+        config = model_config(source)
+        resolved, planner = fit_run(resolved, batch, config, device, rows.unit_lengths)
+        batch = resolve_batch(resolved, num_devices)
+    settings = resolved.settings
+    schedule = plan_schedule(len(rows.unit_lengths), batch, settings)
 
     # Seconds of imports, so only once everything quick has been found right.
-    import torch
-
-    from lorafit.model.attention import choose_block_attention
     from lorafit.model.build import summarize_model
 
     model = summarize_model(settings, source)
-    attention = choose_block_attention(
-        settings,
-        read_config(source),
-        loss=model.chunked_loss,
-        device_kind=device.kind,
-        compute_capability=device.compute_capability,
-        dtype=getattr(torch, dtype.value),
-        compiles=compiled.value,
-    )
+    attention = _attention(settings, source, model.chunked_loss, device, dtype, compiled)
     disk = plan_disk(settings, model.num_trainable_parameters, schedule)
     require_disk_space(Path(settings.output_dir), disk.missing_bytes, disk.free_bytes)
     parallelism, estimate = _estimate(
@@ -259,7 +105,7 @@ def plan_run(
         batch,
         source,
         device,
-        max(unit_lengths),
+        max(rows.unit_lengths),
         model.num_trainable_parameters,
         # What the planner found was to leave some memory free.
         memory_fraction=1.0 if planner is None else settings.memory_fraction,
@@ -273,20 +119,24 @@ def plan_run(
         model=model,
         dtype=dtype,
         torch_compile=compiled,
-        data=data,
+        data=rows.data,
         batch=batch,
-        batching=plan_batching(attention, batch, data.train.lengths, packing, device.kind),
+        batching=plan_batching(
+            attention, batch, rows.data.train.lengths, rows.packing, device.kind
+        ),
         schedule=schedule,
         disk=disk,
         estimate=estimate,
-        parallelism=parallelism,
+        parallelism=with_zero_stage(
+            parallelism, resolved, model.num_trainable_parameters, num_devices
+        ),
         planner=planner,
         reward_file=reward_file,
         allows_oom_attempt=allow_oom_attempt,
         warnings=(
             *device.warnings,
             *resolved.warnings,
-            *data.report.warnings,
+            *rows.data.report.warnings,
             *disk.warnings(),
             *fit_warnings(estimate, device),
         ),
@@ -301,29 +151,66 @@ def _require_data(settings: Settings) -> None:
         )
 
 
-def _verify_data_files(settings: Settings) -> None:
-    for name in (settings.data, settings.validation_data):
-        if name is not None:
+def _verify_data_files(resolved: Resolved) -> None:
+    settings = resolved.settings
+    for setting in ("data", "validation_data"):
+        name, origin = getattr(settings, setting), resolved.origins[setting]
+        if name is None:
+            continue
+        try:
             resolve_source(name, settings.data_split)
+        except DataError as problem:
+            if origin.kind == "flag":
+                raise
+            # A file that names a file: both are needed to find the mistake.
+            raise DataError(
+                str(problem),
+                where=f"{setting} ({origin.text})",
+                hint=f"{problem.hint or 'check the path'}; --{setting.replace('_', '-')} FILE "
+                "takes its place",
+            ) from None
 
 
-def _load_data(
-    settings: Settings, tokenizer: "PreTrainedTokenizerBase", tell: Tell
-) -> TrainingData:
-    if settings.method == "sft":
-        return load_training_data(settings, tokenizer, tell)
-    return load_method_data(settings, tokenizer)
+def _compute_dtype(device: DeviceInfo, settings: Settings, source: ModelSource) -> Choice[str]:
+    assert source.weights is not None
+    return choose_compute_dtype(
+        device, settings.compute_dtype, source.model_type, source.weights.stored_dtype
+    )
 
 
-def _unit_lengths(data: TrainingData, packing: Packing | None) -> Sequence[int]:
-    """Return the tokens of each of what the effective batch counts: rows, or bins of rows."""
-    if isinstance(data, MethodData):
-        return list(data.lengths)
-    return packing.tokens if packing is not None else data.train.lengths
+def _read_rows(settings: Settings, tokenizer: "PreTrainedTokenizerBase", tell: Tell) -> _Rows:
+    if settings.method != "sft":
+        method_data = load_method_data(settings, tokenizer)
+        return _Rows(method_data, None, list(method_data.lengths))
+    data = load_training_data(settings, tokenizer, tell)
+    if not settings.packing:
+        return _Rows(data, None, data.train.lengths)
+    packing = pack_rows(data.train.lengths, settings.max_length, settings.seed)
+    return _Rows(data, packing, packing.tokens)
 
 
-def _pack(settings: Settings, data: TrainingData) -> Packing:
-    return pack_rows(data.train.lengths, settings.max_length, settings.seed)
+def _attention(
+    settings: Settings,
+    source: ModelSource,
+    chunked_loss: Choice[bool],
+    device: DeviceInfo,
+    dtype: Choice[str],
+    compiled: Choice[bool],
+) -> "Choice[BlockAttention | None]":
+    """Return what computes attention over rows that go end to end, if anything can."""
+    import torch
+
+    from lorafit.model.attention import choose_block_attention
+
+    return choose_block_attention(
+        settings,
+        read_config(source),
+        loss=chunked_loss,
+        device_kind=device.kind,
+        compute_capability=device.compute_capability,
+        dtype=getattr(torch, dtype.value),
+        compiles=compiled.value,
+    )
 
 
 def _estimate(

@@ -48,10 +48,12 @@ def plan_retention(own: Sequence[Checkpoint], keep: int) -> list[Retention]:
         is_best = best is not None and checkpoint.folder == best.folder
         reasons = [
             *(["best validation loss"] if is_best else []),
-            *([f"among the newest {keep}"] if checkpoint.folder in newest else []),
+            *([f"newest {keep}"] if checkpoint.folder in newest else []),
         ]
         plan.append(
-            Retention(checkpoint, bool(reasons), " and ".join(reasons) or f"older than {keep}")
+            Retention(
+                checkpoint, bool(reasons), ", ".join(reasons) or f"older than the newest {keep}"
+            )
         )
     return plan
 

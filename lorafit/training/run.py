@@ -1,36 +1,29 @@
 """A run from plan to adapter, in the order in which it happens."""
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorafit.errors import DivergedError, RunInterruptedError
-from lorafit.report.failure import failure_facts
-from lorafit.report.html.write import write_run_report
-from lorafit.report.overfitting import ValidationWatch
+from lorafit.report.pace import Pace
 from lorafit.report.records import RunObserver
-from lorafit.report.run_record import RunRecord, Status
-from lorafit.report.tally import Tally
-from lorafit.report.trackers import make_trackers
 from lorafit.training.agreement import announce
 from lorafit.training.calibrate import remember_peak
 from lorafit.training.distributed import World
+from lorafit.training.duration import remember_speed
 from lorafit.training.explain import errors_explained
 from lorafit.training.final import save_final
-from lorafit.training.fit import predicted_peak_bytes, verify_free_memory
-from lorafit.training.folder import ResumeChoice, check_folder, find_start, read_run
+from lorafit.training.folder import ResumeChoice, Start, check_folder, find_start, read_run
 from lorafit.training.loading import compile_failure, keep_products, load_for
 from lorafit.training.lock import RunLock
-from lorafit.training.oom import is_out_of_memory
-from lorafit.training.plan import RunPlan
-from lorafit.training.recording import note, open_records, tell
+from lorafit.training.recording import Recording
 from lorafit.training.rl.steps import load_rewards
+from lorafit.training.run_plan import RunPlan
 from lorafit.training.signals import StopRequest
 from lorafit.training.steps import take_steps
-from lorafit.training.watchers import Guarded
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,8 @@ def run_training(
         announce(world, plan, start)
         return _already_complete(run_dir)
     plan.require_fit()
-    verify_free_memory(plan)
+    plan.verify_free_memory()
+    pace = Pace()
     with StopRequest() as stop, RunLock(run_dir) as lock, errors_explained(plan):
         # Between the first look and the lock, another process may have finished the run.
         start = find_start(plan, resume)
@@ -96,87 +90,41 @@ def run_training(
         rewards = load_rewards(plan)
         model, device, choices = load_for(plan, world)
         choices += keep_products(plan, start, world)
-        watchers = [Guarded(observer) for observer in observers]
-        record, events = open_records(plan, start, [*([lock.note] if lock.note else []), *choices])
-        say = partial(note, record, watchers)
-        tally = Tally()
+        notes = [*([lock.note] if lock.note else []), *choices]
+        recording = Recording(plan, start, notes, observers, pace)
         try:
-            trackers = make_trackers(plan.settings, run_dir, start.run_id)
-            patience = plan.settings.early_stopping_patience
-            validation = ValidationWatch(run_dir, patience, say)
-            everyone: list[RunObserver] = [events, tally, *trackers, *watchers, validation]
-            for text in record.notes:
-                tell(watchers, text)
+            everyone = recording.gather()
+            record, validation = recording.record, recording.validation
             sample_gap = take_steps(
                 plan, start, model, device, everyone, record, stop, validation, world, rewards
             )
-            results = _results(plan, tally) | {"stopped_early": validation.stop_reason}
-            results |= save_final(plan, start.run_id, model)
-            if reason := compile_failure():
-                say(reason)
-            # What is remembered corrects the estimates of supervised steps.
-            is_known = plan.settings.method == "sft" and not plan.is_sharded
-            if is_known and (problem := remember_peak(plan, results["peak_memory_bytes"])):
-                say(problem)
+            results = _finish(plan, start, model, recording)
         except BaseException as failure:
-            _close_failed(run_dir, record, failure, _results(plan, tally))
+            recording.close_failed(failure)
             raise
-        gaps = [
-            ("events.jsonl", events.failure),
-            *((tracker.NAME, tracker.failure) for tracker in trackers),
-            ("samples.jsonl", sample_gap),
-            *(("the terminal's output", watcher.failure) for watcher in watchers),
-        ]
-        _close_complete(run_dir, record, results, gaps, watchers)
+        recording.close_complete(results, sample_gap)
         world.meet()
     return RunResult(run_dir, run_dir / "adapter", results, tuple(record.notes), was_complete=False)
+
+
+def _finish(
+    plan: RunPlan, start: Start, model: "PeftModel", recording: Recording
+) -> dict[str, Any]:
+    """Save the adapter of a run that has taken its steps; return what it has come to."""
+    results = recording.results() | {"stopped_early": recording.validation.stop_reason}
+    results |= save_final(plan, start.run_id, model)
+    if reason := compile_failure():
+        recording.say(reason)
+    # What is remembered corrects the estimates of supervised steps.
+    is_known = plan.settings.method == "sft" and not plan.is_sharded
+    if is_known and (problem := remember_peak(plan, results["peak_memory_bytes"])):
+        recording.say(problem)
+    if problem := remember_speed(plan, recording.pace):
+        recording.say(problem)
+    return results | {"duration_seconds": round(recording.pace.elapsed_seconds, 3)}
 
 
 def _already_complete(run_dir: Path) -> RunResult:
     results = read_run(run_dir).get("results", {})
     note = "this run is already complete"
     return RunResult(run_dir, run_dir / "adapter", results, (note,), was_complete=True)
-
-
-def _results(plan: RunPlan, tally: Tally) -> dict[str, Any]:
-    """Return the figures of the run, with the prediction beside the measured memory."""
-    return {**tally.results(), "predicted_peak_memory_bytes": predicted_peak_bytes(plan)}
-
-
-def _close_complete(
-    run_dir: Path,
-    record: RunRecord,
-    results: Mapping[str, Any],
-    gaps: Sequence[tuple[str, str | None]],
-    watchers: Sequence[RunObserver],
-) -> None:
-    """Close the record of a run that took all its steps, with what is missing of its files."""
-    for name, reason in gaps:
-        if reason:
-            record.note(f"{name} is incomplete: {reason}")
-            tell(watchers, record.notes[-1])
-    record.close("completed", results)
-    if gap := write_run_report(run_dir):
-        record.note(f"report.html was not written: {gap}")
-        tell(watchers, record.notes[-1])
-
-
-def _close_failed(
-    run_dir: Path, record: RunRecord, failure: BaseException, results: Mapping[str, Any]
-) -> None:
-    """Close the record of a run that ended early, with the reason."""
-    # Where the disk is the reason, the record cannot be written either.
-    with contextlib.suppress(OSError):
-        status = _status_of(failure)
-        record.add(failure=failure_facts(failure, status))
-        record.close(status, results)
-    write_run_report(run_dir)
-
-
-def _status_of(failure: BaseException) -> Status:
-    # SystemExit is how a signal before the first step ends a run.
-    if isinstance(failure, RunInterruptedError | KeyboardInterrupt | SystemExit):
-        return "interrupted"
-    if isinstance(failure, DivergedError):
-        return "diverged"
-    return "out_of_memory" if is_out_of_memory(failure) else "failed"

@@ -17,15 +17,20 @@ samples. `Passes` gives those with none left passes of nothing.
 
 import contextlib
 import datetime
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed
 
+from lorafit.errors import MemoryFitError
 from lorafit.model.build import checkpointable_layers
 from lorafit.model.step import trainable_parameters
+from lorafit.text import excerpt
 from lorafit.training.distributed import World
+from lorafit.training.gathers import Gathers, can_reset
+from lorafit.training.oom import is_out_of_memory, release_memory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -68,10 +73,15 @@ def shard(model: "PeftModel", mesh: "DeviceMesh", device: torch.device) -> None:
     for parameter in trained:
         parameter.data = parameter.data.to(device)
     _keep_quantization(base)
-    for unit in (*checkpointable_layers(base), base):
+    for unit in _units(base):
         fully_shard(unit, mesh=mesh, ignored_params=trained)
     if hasattr(base, "hf_device_map"):
         base.hf_device_map = {"": device}  # no longer where it was loaded
+
+
+def _units(base: Any) -> list[Any]:
+    """Return the modules whose weights are gathered together, the model itself as the last."""
+    return [*checkpointable_layers(base), base]
 
 
 def _keep_quantization(base: torch.nn.Module) -> None:
@@ -106,59 +116,122 @@ class Passes:
     The processes vote before each pass: as long as one of them has another, the others follow with
     a pass over two tokens whose result nobody sees. It leaves random numbers and gradients as they
     are, so that a sharded run computes what a whole one does.
+
+    A process that runs out of memory in a pass gives its share to the rest of it, and follows the
+    others until they have no more; then all of them can do the step again.
     """
 
     def __init__(self, model: "PeftModel", world: World) -> None:
-        """Vote before every pass of `model`, which is sharded."""
+        """Vote before every pass of `model`, which is sharded; all processes come here.
+
+        Raises:
+            PeerError: another process is gone.
+        """
         self._model = model
         self._world = world
         self._base: Any = model.get_base_model()
         self._is_following = False
+        self._kind = _NO_PASS
+        self._is_in_forward = False
+        self._gathers: Gathers | None = None
         # In front of FSDP's own hook, which gathers.
         self._base.register_forward_pre_hook(self._before_pass, prepend=True)
+        self._base.register_forward_hook(self._after_forward)
+        if can_reset():
+            self._gathers = Gathers(self._base, _units(self._base))
+            self._rehearse(self._gathers)
+
+    @property
+    def recovers(self) -> bool:
+        """Whether a process that runs out of memory can let the others go on."""
+        return self._gathers is not None
 
     @contextlib.contextmanager
     def shared(self, ends_on: type[BaseException] | tuple[()] = ()) -> Iterator[None]:
         """Context of passes that every process enters, each for as many passes as it has.
+
+        Memory that runs out in this process ends its passes; the error is raised when the others
+        have done theirs.
 
         Args:
             ends_on: an exception that ends the passes of this process only.
 
         Raises:
             PeerError: another process is gone.
+            MemoryFitError: there is not even memory for the weights that the others wait for.
         """
         with self._world.gathering():
             try:
                 yield
-            except ends_on:
+            except BaseException as failure:
+                if self._gathers is not None and is_out_of_memory(failure):
+                    # What the pass had computed is held by its frames alone.
+                    traceback.clear_frames(failure.__traceback__)
+                    self._finish_pass(self._gathers)
+                elif not isinstance(failure, ends_on):
+                    raise
                 self._follow_others()
                 raise
             self._follow_others()
 
+    def _rehearse(self, gathers: Gathers) -> None:
+        """Learn what a pass of each kind gathers."""
+        was_training = self._model.training
+        with self._world.gathering():
+            for kind in (_FORWARD, _TRAINING):
+                self._model.train(kind == _TRAINING)
+                self._pass_of_nothing(kind)
+                gathers.learn(kind)
+        self._model.train(was_training)
+
     def _follow_others(self) -> None:
+        if self._is_in_forward and self._gathers is not None:
+            self._finish_pass(self._gathers)  # it failed, and nobody minded
         while (kind := self._world.largest(_NO_PASS)) != _NO_PASS:
-            self._pass_of_nothing(is_training=kind == _TRAINING)
+            with _last_memory():
+                self._pass_of_nothing(kind)
         # After a pass without gradients the root is whole still; and whoever saved a checkpoint
         # in between has given it up, so that not all would gather it in the next pass.
         self._base.reshard()
 
-    def _before_pass(self, *_: Any) -> None:
-        if not self._is_following:
-            self._world.largest(_TRAINING if torch.is_grad_enabled() else _FORWARD)
+    def _finish_pass(self, gathers: Gathers) -> None:
+        self._is_in_forward = False
+        release_memory(trainable_parameters(self._model)[0].device)
+        with _last_memory():
+            gathers.finish(self._kind)
 
-    def _pass_of_nothing(self, *, is_training: bool) -> None:
+    def _before_pass(self, *_: Any) -> None:
+        if self._is_following:
+            return
+        if self._is_in_forward and self._gathers is not None:
+            self._finish_pass(self._gathers)
+        kind = _TRAINING if torch.is_grad_enabled() else _FORWARD
+        self._world.largest(kind)
+        self._begin(kind)
+
+    def _begin(self, kind: int) -> None:
+        self._kind = kind
+        self._is_in_forward = True
+        if self._gathers is not None:
+            self._gathers.begin()
+
+    def _after_forward(self, *_: Any) -> None:
+        self._is_in_forward = False
+
+    def _pass_of_nothing(self, kind: int) -> None:
         parameters = trainable_parameters(self._model)
         gradients = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None  # backward would add to it in place
         device = parameters[0].device
         self._is_following = True
+        self._begin(kind)
         devices = [device] if device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(is_training):
+            with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(kind == _TRAINING):
                 tokens = torch.zeros((1, 2), dtype=torch.int64, device=device)
                 logits = self._model(input_ids=tokens).logits
-                if is_training:
+                if kind == _TRAINING:
                     logits.sum().backward()
         finally:
             self._is_following = False
@@ -166,8 +239,31 @@ class Passes:
                 parameter.grad = gradient
 
 
+@contextlib.contextmanager
+def _last_memory() -> Iterator[None]:
+    """Context of what cannot be left out: the others wait for this process in it.
+
+    Raises:
+        MemoryFitError: memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as failure:
+        if not is_out_of_memory(failure):
+            raise
+        line = (str(failure) or type(failure).__name__).splitlines()[0]
+        raise MemoryFitError(
+            "ran out of memory again with nothing but the weights of one layer to gather, for "
+            f"which the other processes wait: {excerpt(line, 200)}",
+            hint="the last checkpoint is intact: run the same command again, with a lower "
+            "--per-device-train-batch-size if no other program holds the memory",
+        ) from None
+
+
 class OwnPasses:
     """Passes through a model that this process holds whole: nobody has to take part."""
+
+    recovers = True
 
     @contextlib.contextmanager
     def shared(self, ends_on: type[BaseException] | tuple[()] = ()) -> Iterator[None]:

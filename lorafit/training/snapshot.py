@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from lorafit.errors import CheckpointError
 from lorafit.model.adapter import write_adapter_config
 from lorafit.training import layout, state
-from lorafit.training.oom import MemoryRecovery
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from lorafit.training.oom import MemoryRecovery
 
 # What settings say about an optimizer's parameter groups; the rest of a group is its own state.
 _FROM_SETTINGS = ("initial_lr", "weight_decay")
@@ -28,7 +29,7 @@ class Snapshot:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LambdaLR
     scaler: Any
-    recovery: MemoryRecovery
+    recovery: "MemoryRecovery"
 
     def write(self, folder: Path) -> None:
         """Write everything but the Trainer's own counters."""

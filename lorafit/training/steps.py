@@ -12,18 +12,18 @@ from lorafit.report.run_record import NoRecord, RunRecord
 from lorafit.training.blame import row_source
 from lorafit.training.calibrate import calibrate_if_new
 from lorafit.training.distributed import World
-from lorafit.training.fit import predicted_peak_bytes
 from lorafit.training.folder import Start, machine_facts
 from lorafit.training.loop import train_to_end
 from lorafit.training.oom import Checkpointing, MemoryRecovery, Shrink
-from lorafit.training.plan import RunPlan
 from lorafit.training.recording import note
 from lorafit.training.rl.steps import MethodRun, Reward, take_method_steps
+from lorafit.training.run_plan import RunPlan
 from lorafit.training.signals import StopRequest
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import TrainingArguments
 
 
 def take_steps(
@@ -43,10 +43,7 @@ def take_steps(
     Every process of the run comes here; what only the first one does, it does through `observers`,
     `record` and `validation`, which the others have not.
     """
-    import torch
-
     from lorafit.model.build import attention_context
-    from lorafit.training.arguments import training_arguments
     from lorafit.training.samples import Sampler
     from lorafit.training.sharding import passes_of
     from lorafit.training.trainer import LoraTrainer
@@ -66,34 +63,26 @@ def take_steps(
             sampler.write(model, step)
         return validation is not None and validation.stop_reason is not None
 
-    settings = plan.settings
-    arguments = training_arguments(
-        settings,
-        run_dir=Path(settings.output_dir),
-        # Of all devices together: each takes its share.
-        rows_per_step=plan.batch.effective_batch_size,
-        warmup_steps=plan.schedule.warmup_steps,
-        dtype=getattr(torch, plan.dtype.value),
-        device_kind=device.type,
-        compile_model=plan.compiles_model,
-        validate=plan.data.validation is not None,
-    )
+    arguments = _arguments(plan, device)
     pad, chunked = plan.pad.token_id, plan.model.chunked_loss.value
-    with attention_context(settings):
+    with attention_context(plan.settings):
         if world.is_main and not plan.is_sharded:
             calibrate_if_new(plan, model, device, say)
+        passes = passes_of(model, world, is_sharded=plan.is_sharded)
         trainer = LoraTrainer(
-            settings=settings,
+            settings=plan.settings,
             run_id=start.run_id,
             observers=observers,
             stop=stop,
-            recovery=_memory_recovery(plan, model, device, record, say, world),
+            recovery=_memory_recovery(
+                plan, model, device, record, say, world, can_recover=passes.recovers
+            ),
             facts=machine_facts(plan),
             row_source=lambda row: row_source(plan.data.train, row),
             note=say,
             after_evaluation=after_evaluation,
             world=world,
-            passes=passes_of(model, world, is_sharded=plan.is_sharded),
+            passes=passes,
             collate=plan.batching.collator(pad, locate_targets=chunked),
             eval_limits=plan.batching.eval_limits,
             model=model,
@@ -105,6 +94,25 @@ def take_steps(
     return None if sampler is None else sampler.failure
 
 
+def _arguments(plan: RunPlan, device: "torch.device") -> "TrainingArguments":
+    """Return what transformers' Trainer is told of the plan."""
+    import torch
+
+    from lorafit.training.arguments import training_arguments
+
+    return training_arguments(
+        plan.settings,
+        run_dir=Path(plan.settings.output_dir),
+        # Of all devices together: each takes its share.
+        rows_per_step=plan.batch.effective_batch_size,
+        warmup_steps=plan.schedule.warmup_steps,
+        dtype=getattr(torch, plan.dtype.value),
+        device_kind=device.type,
+        compile_model=plan.compiles_model,
+        validate=plan.data.validation is not None,
+    )
+
+
 def _memory_recovery(
     plan: RunPlan,
     model: "PeftModel",
@@ -112,8 +120,13 @@ def _memory_recovery(
     record: RunRecord | NoRecord,
     say: Callable[[str], None],
     world: World,
+    *,
+    can_recover: bool = True,
 ) -> MemoryRecovery:
-    """Return what a step does when memory runs out; each shrinking is recorded and told."""
+    """Return what a step does when memory runs out; each shrinking is recorded and told.
+
+    Without `can_recover` it ends the run, whatever `on_oom` says.
+    """
     from lorafit.model.build import checkpoint_layers, decoder_layers
 
     base = model.get_base_model()
@@ -135,9 +148,8 @@ def _memory_recovery(
             num_layers,
             lambda count: checkpoint_layers(base, count),
         ),
-        predicted_bytes=predicted_peak_bytes(plan),
-        # In the middle of a pass, the others wait for this process's share of a layer.
-        recovers=settings.on_oom == "recover" and not plan.is_sharded,
+        predicted_bytes=plan.predicted_peak_bytes,
+        recovers=settings.on_oom == "recover" and can_recover,
         on_shrink=tell,
         any_process=world.any,
     )

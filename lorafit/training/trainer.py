@@ -1,4 +1,4 @@
-"""transformers' Trainer with lorafit's step, checkpoints and records.
+"""transformers' Trainer with lorafit's step, validation and checkpoints.
 
 The loop, accelerate and the schedule are the library's. Its batch is a whole optimizer step, which
 is split into micro-batches here: accumulation is no business of the loop. What a step computes
@@ -8,13 +8,11 @@ comes from `lorafit.model.step`, so that the memory tracer runs the same code.
 import contextlib
 import math
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import Subset
 
 from lorafit.config.schema import Settings
 from lorafit.data.micro_batches import (
@@ -24,101 +22,74 @@ from lorafit.data.micro_batches import (
     gather_step,
     plan_micro_batches,
 )
-from lorafit.errors import DivergedError
 from lorafit.evaluation.loss import LossReport, evaluate_loss
 from lorafit.model.libraries import quick_imports, without_datasets
-from lorafit.model.step import (
-    Batch,
-    clip_gradients,
-    make_optimizer,
-    micro_batch_loss,
-    trainable_parameters,
-)
-from lorafit.report.records import RunObserver, StepRecord
+from lorafit.model.step import Batch, micro_batch_loss, trainable_parameters
+from lorafit.report.records import StepRecord
 from lorafit.training import layout, state
 from lorafit.training.blame import longest_row, name_rows
-from lorafit.training.checkpoint import vanished, write_checkpoint
+from lorafit.training.checkpoint import write_checkpoint
 from lorafit.training.distributed import World
-from lorafit.training.health import LossWatch, count_adapters, idle_adapters, idle_warning
-from lorafit.training.memory_use import memory_in_use, reset_peak
-from lorafit.training.oom import MemoryRecovery
 from lorafit.training.retention import best_checkpoint, own_checkpoints, prune_checkpoints
+from lorafit.training.run_trainer import RunTrainer, plain_optimizer
 from lorafit.training.sharding import OwnPasses, Passes
-from lorafit.training.signals import StopRequest
-from lorafit.training.snapshot import Snapshot, load_weights
 
 with quick_imports(), without_datasets():
-    from transformers import Trainer, TrainerCallback, TrainerControl
+    from transformers import Trainer, TrainerControl
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
+class LoraTrainer(RunTrainer, Trainer):  # type: ignore[misc]  # transformers is not typed
     """A Trainer that computes, saves and reports the way this package promises."""
 
     def __init__(
         self,
         *,
         settings: Settings,
-        run_id: str,
-        observers: Sequence[RunObserver],
-        stop: StopRequest,
-        recovery: MemoryRecovery,
         collate: Callable[[Sequence[Row]], Batch],
         eval_limits: Callable[[int], MicroBatchLimits] = MicroBatchLimits,
-        facts: Mapping[str, Any] | None = None,
         row_source: Callable[[Row], str | None] = lambda row: None,
-        note: Callable[[str], None] | None = None,
         after_evaluation: Callable[[int], bool] = lambda step: False,
         world: World | None = None,
         passes: Passes | OwnPasses | None = None,
         **arguments: Any,
     ) -> None:
-        """Prepare a run.
+        """Prepare a run; the other `arguments` are those of `RunTrainer` and of the Trainer.
 
-        `facts` go into the manifest of every checkpoint, `row_source` names rows of the data,
-        `note` hears what a person should know, and `after_evaluation` is called with the step and
+        `row_source` names rows of the data, and `after_evaluation` is called with the step and
         answers whether the run should be saved and end there. `world` are the processes that
         share the rows of a step; the first one alone records and saves. `eval_limits` tells what a
         validation batch of so many full rows may take. `passes` brings all of them
         into each pass through a model that they hold together.
         """
-        self._settings = settings
         self.world = world or World()
         self._passes = passes or OwnPasses()
-        self._recovery = recovery
-        self._facts = dict(facts or {})
         self._row_source = row_source
-        self._note = note or (lambda text: None)
         self._after_evaluation = after_evaluation
         self._collate = collate
         self._eval_limits = eval_limits
-        self._run_id = run_id
-        self._observers = observers
-        self._stop = stop
         self._step_rows = StepRows(())
-        self._step_started = time.perf_counter()
         self._pending: StepRecord | None = None
-        self._last: StepRecord | None = None
         self._saved_step = -1
         self._best_loss: float | None = None
-        self._loss_watch = LossWatch()
-        self._gradients_checked = False
-        super().__init__(data_collator=gather_step, **arguments)
+        super().__init__(settings=settings, data_collator=gather_step, **arguments)
         if self.world.rank > 0:
             # Each process drops out other activations; what the first one draws stays as it was.
             torch.manual_seed(settings.seed + self.world.rank)
-        self.add_callback(_Flow(self))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process keeps the records and the checkpoints of the run."""
+        return self.world.is_main
+
+    def begin(self) -> None:
+        """Let all processes start from the same adapter, and guard the updates."""
+        self.world.align(trainable_parameters(self.model))
+        self._guard_update()
 
     # -- One step: the functions of model/step.py ------------------------------------------
-
-    def create_optimizer(self, model: "nn.Module | None" = None) -> torch.optim.Optimizer:
-        """Create the optimizer over the trainable parameters."""
-        self.optimizer: torch.optim.Optimizer
-        if self.optimizer is None:
-            self.optimizer = make_optimizer(self.model if model is None else model, self._settings)
-        return self.optimizer
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[StepRows], num_batches: int, device: torch.device
@@ -189,38 +160,6 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         """Return nothing: the Trainer's count is for batches of one tensor, and is not shown."""
         return 0
 
-    def _clip_grad_norm(self, model: "nn.Module") -> torch.Tensor:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        self.accelerator.unscale_gradients()
-        return clip_gradients(parameters, self._settings.max_grad_norm)
-
-    def _get_grad_norm(self, model: "nn.Module", grad_norm: Any = None) -> float:
-        """Return the gradient norm; refuse to update from one that is not finite (R6)."""
-        if grad_norm is None:
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            grad_norm = torch.nn.utils.get_total_norm(gradients)
-        norm = float(grad_norm)
-        loss_is_finite = bool(torch.isfinite(self._tr_loss))
-        # A loss scaler (float16) skips an overflowed update and lowers the scale: normal work.
-        skips_overflow = self.accelerator.scaler is not None
-        if not loss_is_finite or not (math.isfinite(norm) or skips_overflow):
-            self._stop_diverged(norm)
-        if not self._gradients_checked:
-            self._gradients_checked = True
-            warning = idle_warning(idle_adapters(self.model), count_adapters(self.model))
-            if warning is not None:
-                self._note(warning)
-        return norm
-
-    def _stop_diverged(self, norm: float) -> None:
-        step = self.state.global_step + 1
-        raise DivergedError(
-            f"step {step}: loss {float(self._tr_loss):g}, gradient norm {norm:g}; "
-            f"the update was not applied; {self._blame()}",
-            hint=f"learning_rate was {self._get_learning_rate():g}: try a lower one, more warm-up, "
-            "or --compute-dtype float32; the last checkpoint is intact",
-        )
-
     def _blame(self) -> str:
         """Return the rows of the step, or those of them whose loss alone is not finite."""
         rows = [row for unit in self._step_rows.units for row in unit]
@@ -235,18 +174,18 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def _loss_of(self, rows: Sequence[Row]) -> torch.Tensor:
         return micro_batch_loss(self.model, self._to_device(self._collate(rows)), 1)
 
-    def guard_update(self) -> None:
+    def _guard_update(self) -> None:
         """Let an update that runs out of memory be repeated, or end the run whole."""
         optimizer, update = self.optimizer, self.optimizer.step
 
         def guarded(*arguments: Any, **options: Any) -> None:
             self._recovery.run_update(
                 lambda: update(*arguments, **options),
-                _plain(optimizer),
+                plain_optimizer(optimizer),
                 step=self.state.global_step + 1,
             )
 
-        optimizer.step = guarded  # type: ignore[assignment]  # of this one wrapper
+        optimizer.step = guarded  # of this one wrapper
 
     # -- Validation ------------------------------------------------------------------------
 
@@ -262,20 +201,19 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
         rows = self.eval_dataset
         if self.world.size > 1:
-            rows = Subset(rows, range(self.world.rank, len(rows), self.world.size))
+            rows = rows.subset(range(self.world.rank, len(rows), self.world.size))
 
-        def attempt(batch_size: int) -> LossReport:
+        def attempt(batch_size: int) -> LossReport | None:
             limits = self._eval_limits(batch_size)
-            with self._passes.shared(ends_on=_EvaluationStopped):
-                return evaluate_loss(
-                    self.model, rows, self._collate, limits, self.args.device, progress
-                )
+            try:
+                with self._passes.shared(ends_on=_EvaluationStopped):
+                    return evaluate_loss(
+                        self.model, rows, self._collate, limits, self.args.device, progress
+                    )
+            except _EvaluationStopped:
+                return None
 
-        try:
-            report = self._recovery.run_evaluation(attempt, step=step)
-        except _EvaluationStopped:
-            report = None
-        loss = self._loss_of_all(report)
+        loss = self._loss_of_all(self._recovery.run_evaluation(attempt, step=step))
         self.publish(loss)
         if loss is None:
             # Else the loop would ask again at the end of the epoch.
@@ -324,22 +262,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         """Turn the Trainer's log of a step into a record; the summary at the end is not one."""
         if "loss" not in logs:
             return
-        seconds = time.perf_counter() - self._step_started
-        tokens, supervised = self._step_rows.num_tokens, self._step_rows.num_targets
-        memory = memory_in_use(self.args.device)
-        self._pending = StepRecord(
-            step=self.state.global_step,
-            loss=logs["loss"],
-            learning_rate=logs["learning_rate"],
-            grad_norm=float(logs["grad_norm"]),
-            epoch=float(self.state.epoch or 0.0),
-            tokens=tokens,
-            supervised_tokens=supervised,
-            tokens_per_second=tokens / seconds,
-            seconds=seconds,
-            memory_allocated_bytes=memory.allocated_bytes,
-            memory_reserved_bytes=memory.reserved_bytes,
-        )
+        rows = self._step_rows
+        self._pending = self._record_step(logs, rows.num_tokens, rows.num_targets)
         if not self.control.should_evaluate:
             self.publish(None)
 
@@ -350,19 +274,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
             return
         if validation_loss is not None:
             record = StepRecord(**{**record.as_dict(), "validation_loss": validation_loss})
-        self._last = record
-        for observer in self._observers:
-            observer.on_step(record)
-        warning = self._loss_watch.look(
-            record.step, record.loss, record.grad_norm, self._settings.max_grad_norm
-        )
-        if warning is not None:
-            self._note(warning)
-
-    def restart_clock(self) -> None:
-        """Begin the time and the memory peak of the next step."""
-        reset_peak(self.args.device)
-        self._step_started = time.perf_counter()
+        self._hand_out(record)
+        self._watch_loss(record)
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         # Between processes a request counts only at points that all of them come to.
@@ -399,53 +312,17 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         self._saved_step = step
 
     def _write_checkpoint(self, run_dir: Path, random_states: Sequence[bytes]) -> Path:
-        facts = dict(self._facts)
-        if self._last is not None and self._last.step == self.state.global_step:
-            facts["loss"] = self._last.loss
-            loss = self._last.validation_loss
-            if loss is not None and math.isfinite(loss):
-                facts["validation_loss"] = loss
-
         def write(folder: Path) -> None:
             self._write_state(folder)
             for rank, content in enumerate(random_states[1:], 1):
                 (folder / layout.rng_file_of(rank)).write_bytes(content)
 
-        return write_checkpoint(
-            run_dir, self.state.global_step, self._run_id, write, facts, self._note
-        )
-
-    def _snapshot(self) -> Snapshot:
-        return Snapshot(
-            self.model,
-            _plain(self.optimizer),
-            self.lr_scheduler,
-            self.accelerator.scaler,
-            self._recovery,
-        )
-
-    def _write_state(self, folder: Path) -> None:
-        self._snapshot().write(folder)
-        self.state.save_to_json(str(folder / layout.TRAINER_STATE))
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: "nn.Module | None" = None
-    ) -> None:
-        load_weights(self.model, Path(resume_from_checkpoint))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self._snapshot().load_optimizer(Path(checkpoint))
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self._snapshot().load_scaler(Path(checkpoint))
+        step, facts = self.state.global_step, self._facts_now()
+        return write_checkpoint(run_dir, step, self._run_id, write, facts, self._note)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        if self.world.is_main:
-            state.load_rng(Path(checkpoint))
+        if checkpoint is None or self.world.is_main:
+            super()._load_rng_state(checkpoint)
             return
         # A checkpoint of fewer processes has none for this one: it goes on with its own seed.
         own = Path(checkpoint) / layout.rng_file_of(self.world.rank)
@@ -455,34 +332,3 @@ class LoraTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
 class _EvaluationStopped(Exception):  # noqa: N818  # not an error
     """A signal asked to stop while validation went on."""
-
-
-def _plain(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the torch optimizer inside accelerate's wrapper."""
-    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
-
-
-class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """The points of the loop where lorafit listens or steers."""
-
-    def __init__(self, trainer: LoraTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # A checkpoint's counters bring its own intervals along; those of this command hold.
-        state.compute_steps(args, state.max_steps)
-        self._trainer.world.align(trainable_parameters(self._trainer.model))
-        self._trainer.guard_update()
-        self._trainer.restart_clock()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        run_dir = Path(args.output_dir)
-        if self._trainer.world.is_main and not run_dir.is_dir():
-            raise vanished(run_dir, f"the run stops after step {state.global_step}")
-        # At the end of a step every random number of the step is drawn, so that resuming from
-        # here is exact; in the middle of one it would not be.
-        if self._trainer.is_asked_to_stop():
-            control.should_save = True
-            control.should_evaluate = False
-            control.should_training_stop = True

@@ -4,8 +4,10 @@ import contextlib
 import json
 import shutil
 import time
+from pathlib import Path
 
 import pytest
+from tiny import write_jsonl
 
 from lorafit.errors import ExitCode, ModelError
 from lorafit.model.source import locate_model
@@ -20,6 +22,11 @@ def refusal(folder, **options):
 
 def change_config(folder, **changes):
     path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_tokenizer(folder, **changes):
+    path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
@@ -232,6 +239,19 @@ def test_b54_a_missing_shard_is_named(own_model):
 
 
 @pytest.mark.row("B54")
+@pytest.mark.parametrize("name", ["x" * 300, "\0", "\ud800"], ids=["long", "nul", "surrogate"])
+def test_b54_an_index_that_names_what_no_file_is_called_is_refused(own_model, name):
+    folder = own_model()
+    index = shard(folder)
+    document = json.loads(index.read_text())
+    document["weight_map"]["lm_head.weight"] = name
+    index.write_text(json.dumps(document))
+    text, hint = refusal(folder)
+    assert "which is missing" in text
+    assert "download the model again" in hint
+
+
+@pytest.mark.row("B54")
 @pytest.mark.parametrize(
     "name", ["../model.safetensors", "/etc/passwd", "sub/a.safetensors", "./a"]
 )
@@ -384,6 +404,66 @@ def test_b56_an_embedding_larger_than_the_tokenizer_is_fine(tiny_model):
 
     source = locate_model(str(tiny_model()))
     assert len(tokenizer_of(source)) < source.config["vocab_size"]
+
+
+@pytest.fixture
+def text_only_gemma(tiny_model, tmp_path):
+    """Gemma 3 without images: its tokenizer has their placeholder, and the model embeds it not."""
+    from transformers import AutoTokenizer
+
+    size = len(AutoTokenizer.from_pretrained(tiny_model("gemma3")))
+    folder = Path(shutil.copytree(tiny_model("gemma3", vocab_size=size), tmp_path / "gemma"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image_soft_token>"]})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.row("B56")
+def test_b56_a_special_token_beyond_the_embedding_stops_nobody_who_does_not_use_it(
+    text_only_gemma, tmp_path, run_lorafit, train_arguments
+):
+    arguments = train_arguments(tmp_path / "run", model=text_only_gemma, max_steps=2)
+    outcome = run_lorafit(*arguments)
+    assert outcome.code == ExitCode.OK, outcome.err
+
+
+@pytest.mark.row("B56")
+def test_b56_a_pad_token_beyond_the_embedding_fills_no_row(text_only_gemma):
+    from lorafit.model.tokenizer import choose_pad_token, tokenizer_of
+
+    change_tokenizer(text_only_gemma, pad_token="<image_soft_token>")
+    tokenizer = tokenizer_of(locate_model(str(text_only_gemma)))
+    assert tokenizer.pad_token_id >= len(tokenizer) - 1
+    assert choose_pad_token(tokenizer).token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.row("B56")
+def test_b56_an_end_of_text_beyond_the_embedding_is_refused(text_only_gemma):
+    from lorafit.model.tokenizer import tokenizer_of
+
+    change_tokenizer(text_only_gemma, eos_token="<image_soft_token>")
+    with pytest.raises(ModelError, match="but the model embeds"):
+        tokenizer_of(locate_model(str(text_only_gemma)))
+
+
+@pytest.mark.row("B56")
+def test_b56_text_with_a_token_beyond_the_embedding_is_refused_with_its_line(
+    text_only_gemma, tmp_path, run_lorafit, train_arguments
+):
+    rows = [
+        {"prompt": "the colour is", "completion": text} for text in ("red", "<image_soft_token>")
+    ]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    arguments = train_arguments(tmp_path / "run", model=text_only_gemma, data=data)
+    outcome = run_lorafit(*arguments)
+    assert outcome.code == ExitCode.BAD_INPUT
+    assert "rows.jsonl:2" in outcome.err
+    assert "holds <image_soft_token>" in outcome.err
+    prompt = ("--model", text_only_gemma, "--prompt", "<image_soft_token> is", "--device", "cpu")
+    outcome = run_lorafit("generate", *prompt)
+    assert outcome.code == ExitCode.BAD_INPUT
+    assert "the prompt holds <image_soft_token>" in outcome.err
 
 
 @pytest.mark.row("B57")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Outcome, child_environment, start_lorafit
+from tiny import Outcome, child_environment, start_lorafit, write_jsonl
 
 from lorafit.cli.estimate_question import Options, ask
 from lorafit.cli.estimate_view import Screen, render
@@ -526,3 +526,55 @@ def test_an_effective_batch_is_split_over_the_processes(
     outcome = run_lorafit(*split, "--num-processes", "3")
     assert outcome.code == 2
     assert "cannot be split over 3 devices" in outcome.err
+
+
+# -- What a preset leaves to the planner -------------------------------------------------------
+
+
+@pytest.fixture
+def preset_question(tiny_model: Callable[..., Path], tmp_path: Path) -> list[object]:
+    """Flags of a run whose preset has no row for the device, on rows that all fill max_length."""
+    rows = [{"prompt": "red", "completion": " blue" * 80} for _ in range(64)]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    return [
+        *("--preset", "balanced", "--model", tiny_model("phi"), "--hardware", "t4"),
+        *("--max-length", 64, "--data", data, "--output-dir", tmp_path / "run"),
+    ]
+
+
+@pytest.mark.parametrize("asked", [[], ["--effective-batch-size", "12"], ["--batch-size", "2"]])
+def test_train_and_estimate_memory_tell_the_same_micro_batch(
+    run_lorafit: Run, preset_question: list[object], asked: list[str]
+) -> None:
+    planned = run_lorafit("train", *preset_question, *asked, "--dry-run", "--json")
+    assert planned.code == 0, planned.err
+    plan = json.loads(planned.out)
+    estimate = answer(run_lorafit, "estimate-memory", *preset_question, *asked)
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        assert estimate["settings"][name] == plan["batch"][name]
+    for name in ("gradient_checkpointing", "checkpointed_layers"):
+        assert estimate["settings"][name] == plan["settings"][name]
+    assert estimate["peak"]["process_bytes"] == plan["memory"]["process_bytes"]
+    is_planned = any(line.startswith("planned for rows") for line in estimate["assumptions"])
+    assert is_planned == ("planner" in plan["reasons"])
+
+
+def test_fast_plans_too_without_tracing(
+    run_lorafit: Run, preset_question: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("--fast traces nothing")
+
+    monkeypatch.setattr("lorafit.memory.estimate.estimate_memory", refuse)
+    document = answer(run_lorafit, "estimate-memory", *preset_question, "--fast")
+    assert document["settings"]["per_device_train_batch_size"] > 1
+    assert any(line.startswith("planned for rows") for line in document["assumptions"])
+
+
+def test_the_largest_micro_batch_is_of_the_settings_that_were_asked_for(
+    run_lorafit: Run, preset_question: list[object]
+) -> None:
+    outcome = run_lorafit("estimate-memory", *preset_question, "--max-batch", "--fast", "--json")
+    assert outcome.code == 0, outcome.err
+    settings = [entry["settings"] for entry in json.loads(outcome.out)["estimates"]]
+    assert all(each["gradient_checkpointing"] for each in settings)

@@ -1,8 +1,10 @@
 """What people type by mistake, and the hint that says what they meant."""
 
+import json
+
 import pytest
 
-from lorafit.cli.next_steps import next_step
+from lorafit.cli.next_steps import NEXT_STEPS, next_step
 from lorafit.data.kinds_hint import KINDS_HINT, kinds_hint
 from lorafit.errors import AdapterError
 from lorafit.model.adapter import verify_adapter
@@ -37,7 +39,9 @@ def test_a_file_of_another_tool_is_sent_to_convert_once(run_lorafit, tmp_path):
     file.write_text(AXOLOTL)
     outcome = run_lorafit("train", "--config", file)
     assert outcome.code == 3
-    assert outcome.err.count(f"lorafit config convert {file}") == 1
+    hints = outcome.err.partition("hint: ")[2].splitlines()
+    assert len(hints) == 1
+    assert f"lorafit config convert {file}" in hints[0]
     assert run_lorafit("config", "convert", file).code == 0
 
 
@@ -84,9 +88,51 @@ def test_columns_of_other_names_become_the_flags_that_read_them(run_lorafit, tmp
     assert run_lorafit("data", "inspect", file, *flags).code == 0
 
 
+@pytest.mark.parametrize(
+    ("fields", "flags"),
+    [
+        (
+            ["id", "Kunden Frage", "Antwort (final)"],
+            '--prompt-template "{Kunden Frage}" --completion-template "{Antwort (final)}"',
+        ),
+        (
+            ["ticket", "agent reply", "Customer question"],
+            '--prompt-template "{Customer question}" --completion-template "{agent reply}"',
+        ),
+        (
+            ["premise", "hypothesis", "reasoning", "label"],
+            '--prompt-template "{premise}" --completion-template "{label}"',
+        ),
+    ],
+)
+def test_fields_of_any_name_become_flags_that_can_be_typed(fields, flags):
+    assert kinds_hint(fields).endswith(flags)
+
+
 def test_fields_that_no_flag_could_name_get_the_general_hint():
     assert kinds_hint(["$(rm)", "answer"]) == KINDS_HINT
+    assert kinds_hint(["a.b", "a`b", 'a"b']) == KINDS_HINT
     assert kinds_hint([]) == KINDS_HINT
+
+
+TOOL_CALL = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"role": "tool", "content": "blue"}],
+        [{"role": "assistant", "content": "I look it up.", "tool_calls": TOOL_CALL}],
+        [{"role": "assistant", "content": None, "tool_calls": TOOL_CALL}],
+    ],
+)
+def test_turns_of_tools_are_refused_with_a_way_round(run_lorafit, tmp_path, turns):
+    rows = tmp_path / "tools.jsonl"
+    rows.write_text(json.dumps({"messages": [{"role": "user", "content": "Sky?"}, *turns]}) + "\n")
+    outcome = run_lorafit("data", "inspect", rows)
+    assert outcome.code == 3
+    assert "tools.jsonl:1: message 2" in outcome.err
+    assert "turns of tools are not read: write a call as the assistant's text" in outcome.err
 
 
 def test_the_step_after_an_inspection_reads_the_same_rows_the_same_way():
@@ -96,6 +142,29 @@ def test_the_step_after_an_inspection_reads_the_same_rows_the_same_way():
         "lorafit train --preset balanced --dry-run --data 'my rows.csv' --prompt-template '{q}' "
         "--completion-template '{a}' --train-on-prompt"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [
+        (["presets", "show", "low"], "lorafit train --preset low --data FILE --dry-run"),
+        (["presets", "diff", "high", "low"], "lorafit estimate-memory --compare high,low"),
+        (["config", "validate", "a b.yaml"], "lorafit train --config 'a b.yaml' --dry-run"),
+        (["chat", "--model", "m"], NEXT_STEPS["chat"]),
+        (["evaluate", "lora_r=8", "--data", "x"], NEXT_STEPS["evaluate"]),
+    ],
+)
+def test_the_next_step_names_what_the_command_was_about(words, step):
+    assert next_step(words) == step
+
+
+def test_the_step_after_an_evaluation_names_the_run_of_the_adapter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first").mkdir()
+    words = ["evaluate", "--adapter=first/adapter", "--data", "x"]
+    assert next_step(words) == NEXT_STEPS["evaluate"]
+    (tmp_path / "first" / "run.json").write_text("{}")
+    assert next_step(words) == NEXT_STEPS["evaluate"].replace("RUN", "first")
 
 
 def test_the_step_after_a_plan_for_another_machine_leaves_its_name_out():
@@ -137,3 +206,67 @@ def test_a_plan_that_computes_twice_with_memory_to_spare_names_fit(
     outcome = run_lorafit(*arguments)
     assert outcome.code == 0
     assert ("--fit finds what is faster" in " ".join(outcome.err.split())) is is_on
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("quick_test", "quick-test"),
+        ("Balanced", "balanced"),
+        ("ablation1_best", "mistral-nli/ablation1-best"),
+        ("mistral-nli/ablation1_best", "mistral-nli/ablation1-best"),
+        ("memory-efficient", "qlora/memory-efficient"),
+        ("default", "qlora/default"),
+    ],
+)
+def test_a_preset_is_guessed_from_the_spelling_of_elsewhere(run_lorafit, name, meant):
+    outcome = run_lorafit("train", "--preset", name, "--data", "x.jsonl")
+    assert outcome.code == 2
+    assert f"did you mean {meant}?" in outcome.err
+
+
+def test_gpus_that_are_not_there_are_said_of_the_flag_that_named_them(run_lorafit, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for gpus, count in (("0,1", 2), ("0", 1)):
+        outcome = run_lorafit("train", "--gpus", gpus, "--data", "x.jsonl")
+        assert outcome.code == 4
+        assert f"error: --gpus {gpus}: cuda cannot be used: no NVIDIA GPU" in outcome.err
+        assert f"--num-processes {count} --device cpu starts {count} on the CPU" in outcome.err
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_an_unknown_section_names_the_few_that_people_write(run_lorafit):
+    outcome = run_lorafit("config", "show", "reward.num_generations=2")
+    assert outcome.code == 2
+    assert "there is no section 'reward'" in outcome.err
+    assert "dpo, grpo," in outcome.err
+    assert "a setting may also stand without one: num_generations" in outcome.err
+    assert "logging_and_checkpointing" not in outcome.err
+
+
+def test_a_missing_situation_lists_them(run_lorafit):
+    outcome = run_lorafit("presets", "recommend")
+    assert outcome.code == 2
+    assert '"out of memory"' in outcome.err
+
+
+def test_a_data_file_that_a_file_names_is_missing_with_both_names(
+    run_lorafit, tiny_model, tiny_data, tmp_path
+):
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"data: {tiny_data}\nvalidation_data: {tmp_path / 'val.jsonl'}\n")
+    outcome = run_lorafit("train", "--config", config, "--model", tiny_model(), "--device", "cpu")
+    assert outcome.code == 3
+    assert f"error: validation_data ({config}:2): {tmp_path / 'val.jsonl'}: no such" in outcome.err
+    assert "--validation-data FILE takes its place" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flag", "typed", "meant"),
+    [("report-to", "tensorbord", "tensorboard"), ("lr-scheduler-type", "cosinus", "cosine")],
+)
+def test_a_misspelt_choice_is_guessed(run_lorafit, flag, typed, meant):
+    outcome = run_lorafit("config", "show", f"--{flag}", typed)
+    assert outcome.code == 2
+    assert f"'{typed}' is not one of " in outcome.err
+    assert f"hint: did you mean {meant}?" in outcome.err

@@ -216,3 +216,43 @@ def test_a_damaged_run_record_does_no_harm(run_lorafit, adapter, tiny_model, tmp
     )
     assert outcome.code in (0, 3), outcome.err
     assert "bug" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["generate", "--prompt", "x", "--adapter"], "there is no adapter folder nowhere"),
+        (["evaluate", "--data", "x.jsonl", "--adapter"], "there is no adapter folder nowhere"),
+        (["chat"], "there is no adapter folder nowhere/adapter"),
+    ],
+)
+def test_a_missing_adapter_is_said_before_a_base_model_is_looked_for(
+    run_lorafit, tmp_path, monkeypatch, command, message
+):
+    monkeypatch.chdir(tmp_path)
+    outcome = run_lorafit(*command, "nowhere")
+    assert outcome.code == 3
+    assert message in outcome.err
+    assert "phi-2" not in outcome.err
+
+
+def test_a_model_given_for_an_adapter_or_a_run_is_told_from_them(run_lorafit, tiny_model):
+    folder = tiny_model()
+    outcome = run_lorafit("generate", "--prompt", "x", "--adapter", folder)
+    assert outcome.code == 3
+    assert f"this is a model and no adapter: --model {folder}" in outcome.err
+    outcome = run_lorafit("chat", folder)
+    assert outcome.code == 3
+    assert f"is a model and no run: --model {folder}" in outcome.err
+
+
+def test_an_adapter_from_elsewhere_names_its_base_itself(run_lorafit, adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "theirs")
+    words = ("generate", "--adapter", tmp_path / "theirs", "--device", "cpu", "--prompt", "x")
+    outcome = run_lorafit(*words, "--max-new-tokens", "1")
+    assert outcome.code == 0, outcome.err
+    config = tmp_path / "theirs" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": 3}))
+    outcome = run_lorafit(*words)
+    assert outcome.code == 3
+    assert "the model microsoft/phi-2 is not on this machine" in outcome.err

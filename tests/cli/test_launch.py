@@ -107,8 +107,6 @@ def test_a_launchers_variables_that_do_not_fit_are_refused(variables):
 @pytest.mark.parametrize(
     ("variable", "option"),
     [
-        ("ACCELERATE_USE_DEEPSPEED", "--use_deepspeed"),
-        ("ACCELERATE_USE_FSDP", "--use_fsdp"),
         ("ACCELERATE_USE_MEGATRON_LM", "--use_megatron_lm"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "--use_parallelism_config"),
     ],

@@ -3,12 +3,15 @@
 import io
 import json
 import logging
+import re
 
 import pytest
 from rich.console import Console
 
+from lorafit.cli import console
 from lorafit.cli.live_view import Gauge, LiveState, describe_sample, render_state, sparkline
 from lorafit.cli.progress import TerminalProgress
+from lorafit.errors import LorafitError
 from lorafit.report.flops import StepFlops
 from lorafit.report.records import StepRecord
 from lorafit.units import GIB
@@ -71,12 +74,14 @@ def test_a_rising_validation_loss_points_up_and_the_best_is_named():
     assert "1.2500 at step 2  ↑ 0.2500  best 1.0000 at step 1" in shown(state)
 
 
-def test_time_left_follows_the_pace_since_the_first_step_of_this_attempt():
-    state = LiveState(Gauge(), num_steps=110, first_step=100)
-    assert state.seconds_left() is None
-    state.started -= 10
-    state.add(record(105))
-    assert state.seconds_left() == pytest.approx(10, abs=1)
+def test_the_panel_shows_what_is_left_once_a_second_step_tells_the_pace():
+    gauge = Gauge(eval_steps=5, save_steps=100, validation_seconds=3000.0)
+    state = LiveState(gauge, num_steps=110, first_step=100)
+    state.add(record(101, seconds=90.0))
+    assert "left" not in shown(state)
+    state.add(record(102, seconds=900.0))
+    # Eight steps and two validations, less what has passed since: surely under a minute.
+    assert re.search(r"so far, (3 h 40 min|3 h 39 min) left", shown(state))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +156,38 @@ def test_a_terminal_gets_the_panel_and_is_left_without_it(tmp_path):
     assert progress._live is None
 
 
+def test_lines_of_a_terminal_fit_beside_their_panel_and_break_between_words():
+    console = Console(
+        width=80, height=30, file=io.StringIO(), force_terminal=True, legacy_windows=False,
+        color_system=None,
+    )  # fmt: skip
+    progress = TerminalProgress(console, 1)
+    progress.on_start(400, 0)
+    assert "left" not in progress._line(record(1))
+    assert len(progress._line(record(20))) <= 80
+    progress.on_end()
+    console.file.truncate(0)
+    progress._print("word " * 30)
+    assert set(console.file.getvalue().replace("\x00", "").split()) == {"word"}
+
+
+def test_warnings_and_errors_break_between_words_on_a_terminal_only(monkeypatch):
+    text = "some-words " * 20
+    for is_terminal in (True, False):
+        stream = console._Stream(width=40, file=io.StringIO(), force_terminal=is_terminal)
+        monkeypatch.setattr(console, "_err", stream)
+        console.warn(text)
+        console.error(LorafitError(text, hint="lorafit " + text))
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.file.getvalue())
+        warning, _, rest = shown.partition("error: ")
+        error, _, hint = rest.partition("hint: ")
+        for words in (warning, error):
+            assert set(words.split()) - {"warning:"} == {"some-words"}
+            assert (len(words.splitlines()) > 1) == is_terminal
+        # A command survives being copied.
+        assert hint.strip() == ("lorafit " + text).strip()
+
+
 # -- The commands --------------------------------------------------------------------------------
 
 
@@ -164,7 +201,7 @@ def test_a_quiet_run_prints_notes_only(run_lorafit, train_arguments, tmp_path):
     arguments = train_arguments(tmp_path / "run", "--log-level", "warning", report_to="none")
     outcome = run_lorafit(*arguments)
     assert outcome.code == 0, outcome.err
-    assert "tokens/s" not in outcome.err
+    assert not re.search(r"^step \d", outcome.err, re.MULTILINE)
     assert "a new run" in outcome.err
 
 

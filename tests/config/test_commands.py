@@ -54,6 +54,55 @@ def test_config_show_prints_a_table_on_stdout_and_words_on_stderr(lorafit):
     assert "32 rows a step" in err
 
 
+def test_config_show_tells_the_accumulation_that_the_effective_batch_makes(lorafit):
+    given = ("config", "show", "--effective-batch-size", "12", "--json")
+    document = json.loads(lorafit(*given)[1])
+    settings, batch = document["settings"], document["batch"]
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        assert settings[name]["value"] == batch[name] != Settings.model_fields[name].default
+        assert settings[name]["origin"] == "follows from effective_batch_size 12; 8 by default"
+    assert document["decided_at_launch"] == []
+
+
+def test_config_show_says_what_the_planner_decides_and_where_it_is_shown(lorafit):
+    planned = [
+        *("per_device_train_batch_size", "gradient_accumulation_steps"),
+        *("gradient_checkpointing", "checkpointed_layers"),
+    ]
+    given = ("config", "show", "--preset", "balanced", "--hardware", "t4")
+    document = json.loads(lorafit(*given, "--json")[1])
+    assert document["decided_at_launch"] == planned
+    marked = [n for n, e in document["settings"].items() if e.get("decided_at_launch")]
+    assert sorted(marked) == sorted(planned)
+    code, out, err = lorafit(*given)
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert all(rows[name] == ["at", "launch", "planner"] for name in planned)
+    assert rows["effective_batch_size"][0] == "32"
+    assert "the planner decides per_device_train_batch_size" in err
+    assert "--dry-run" in err
+
+
+def test_config_show_plans_nothing_that_was_asked_for(lorafit):
+    given = ("config", "show", "--preset", "balanced", "--hardware", "t4", "--batch-size", "4")
+    document = json.loads(lorafit(*given, "--json")[1])
+    assert document["decided_at_launch"] == []
+    assert document["settings"]["gradient_accumulation_steps"]["value"] == 8
+    assert "the planner decides" not in lorafit(*given)[2]
+
+
+def test_config_show_counts_one_device_as_train_alone_does(lorafit, monkeypatch):
+    from dataclasses import replace
+
+    from lorafit.hardware import detect
+
+    one = detect.planned_device("a10g")
+    monkeypatch.setattr(detect, "detect_device", lambda asked: replace(one, num_devices=4))
+    document = json.loads(lorafit("config", "show", "--preset", "balanced", "--json")[1])
+    assert document["batch"]["num_devices"] == 1
+    assert document["batch"]["effective_batch_size"] == 32
+
+
 def test_config_show_refuses_with_exit_2_and_no_traceback(lorafit):
     code, out, err = lorafit("config", "show", "--hardware", "a10g", "lora_rr=8", "--seed", "x")
     assert code == 2

@@ -1,6 +1,7 @@
 import pytest
 
 from lorafit.config.method_rules import method_conflicts, turned_by_method
+from lorafit.config.rules import find_warnings
 from lorafit.config.schema import Settings
 
 
@@ -39,3 +40,28 @@ def test_a_setting_that_grpo_does_not_use_is_refused_where_it_was_asked_for():
 def test_supervised_training_is_left_as_it_is():
     assert turned_by_method(Settings()) == {}
     assert turned_by_method(Settings(method="dpo"))["lora_dropout"].value == 0
+
+
+def warnings(explicit: dict[str, object]) -> list[str]:
+    found = find_warnings(Settings(**explicit), explicit.__contains__)
+    return [f"{', '.join(finding.settings)}: {finding.message}" for finding in found]
+
+
+def test_the_rate_of_sft_is_worth_a_word_under_another_method():
+    (warning,) = warnings({"method": "dpo"})
+    assert warning == (
+        "learning_rate, method: 0.0002 is a rate for sft; method dpo takes less: begin with 1e-05"
+    )
+    assert warnings({"method": "sft"}) == []
+
+
+@pytest.mark.parametrize(
+    ("rate", "consequence"),
+    [(1e-5, None), (1e-6, None), (5e-7, "learning is slow"), (2e-4, "leave what it has learnt")],
+)
+def test_rates_of_dpo_are_held_against_its_own_range(rate, consequence):
+    found = warnings({"method": "dpo", "learning_rate": rate})
+    assert len(found) == (consequence is not None)
+    for warning in found:
+        assert "is outside the recommended 1e-06 to 5e-05" in warning
+        assert str(consequence) in warning

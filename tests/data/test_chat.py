@@ -3,9 +3,10 @@ import pytest
 from lorafit.config.schema import Settings
 from lorafit.data.chat import NAMED_TEMPLATES, load_chat_format
 from lorafit.data.dataset import IGNORED_LABEL
-from lorafit.data.records import Message, Record
+from lorafit.data.records import Record
 from lorafit.data.templates import RowError
 from lorafit.data.tokenize import tokenize_records
+from lorafit.data.turns import Message
 from lorafit.errors import DataError
 
 END = "<|endoftext|>"

@@ -33,6 +33,16 @@ def test_counts_characters_and_says_so_without_a_tokenizer(write_rows):
     assert found.as_dict()["counts"] is None
 
 
+def test_a_long_file_without_a_tokenizer_tells_how_far_it_is(write_rows, monkeypatch):
+    monkeypatch.setattr("lorafit.data.load._ROWS_A_TELLING", 2)
+    path = write_rows([{"text": text} for text in ("aaa", "b", "c", "aaa", "d")])
+    told = []
+    found = inspect_data(str(path), Settings(), None, lambda *heard: told.append(heard))
+    assert [rows for _, _, rows in told] == [2, 4]
+    assert 0 < told[0][1] < told[1][1] < 1
+    assert found.num_duplicates == 1
+
+
 def test_masked_tokens_spell_the_row_and_mark_the_completion(tokenizer, write_rows, pairs):
     found = inspect_data(str(write_rows(pairs)), Settings(max_length=64), tokenizer)
     tokens = masked_tokens(found.dataset, 1, tokenizer)

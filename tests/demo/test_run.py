@@ -11,6 +11,7 @@ import pytest
 @pytest.mark.slow
 def test_the_demo_goes_from_chance_to_85_percent_in_four_minutes(tmp_path):
     environment = {**os.environ, "LORAFIT_CACHE_DIR": str(tmp_path / "cache")}
+    before = os.times()
     run = subprocess.run(
         [sys.executable, "-m", "lorafit", "demo", "--output-dir", str(tmp_path / "run"), "--json"],
         capture_output=True,
@@ -25,5 +26,7 @@ def test_the_demo_goes_from_chance_to_85_percent_in_four_minutes(tmp_path):
     assert outcome["after"]["accuracy"] >= 0.85
     assert outcome["after"]["macro_f1"] >= 0.85
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
-    # Four minutes on two idle cores; a shared machine may take longer for the same work.
-    assert outcome["elapsed_seconds"] < 900
+    # Four minutes on two idle cores. A shared machine takes longer for the same work of its cores.
+    after = os.times()
+    work = after.children_user + after.children_system
+    assert work - before.children_user - before.children_system < 1200

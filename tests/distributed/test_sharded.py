@@ -13,7 +13,7 @@ from distributed.conftest import (
     record_of,
 )
 from lorafit.report.events import read_events
-from lorafit.training.checkpoint import list_checkpoints
+from lorafit.training.checkpoint import list_checkpoints, verify_checkpoint
 
 
 @pytest.fixture
@@ -162,6 +162,38 @@ def test_a_stopped_run_continues_to_the_same_bits_with_shared_or_whole_weights(
     assert_same_end(whole, stopped, 6)
 
 
+@pytest.mark.slow
+def test_nf4_weights_shared_by_two_go_on_in_one_process_and_then_in_two_again(
+    run_ranks, run_lorafit, share_arguments, tmp_path
+):
+    changes = {"quantization": "nf4"}
+    assert run_lorafit(*share_arguments(tmp_path / "alone", **changes)).code == 0
+    run_dir = tmp_path / "moving"
+    shared = {**changes, "parallelism": "fsdp"}
+
+    def stopped_at(step):
+        return {0: Fault("signal_at_step", {"step": step, "number": 15})}
+
+    begun = run_ranks(share_arguments(run_dir, **shared), faults=stopped_at(2))
+    assert [o.code for o in begun] == [75, 75], begun[0].err
+    first = last_step(run_dir)
+    refused = run_lorafit(*share_arguments(run_dir, **changes))
+    assert (refused.code, last_step(run_dir)) == (5, first)
+    allowed = ("--allow-mismatch", "world_size")
+    (alone,) = run_ranks(
+        share_arguments(run_dir, *allowed, **changes), size=1, faults=stopped_at(4)
+    )
+    assert alone.code == 75, alone.err
+    assert f"continuing from checkpoint-{first}" in alone.err
+    second = last_step(run_dir)
+    assert 2 <= first < second < 6
+    again = run_ranks(share_arguments(run_dir, *allowed, **shared))
+    assert [o.code for o in again] == [0, 0], again[0].err
+    assert f"continuing from checkpoint-{second}" in again[0].err
+    assert record_of(run_dir)["plan"]["parallelism"] == "fsdp"
+    assert_close_runs(tmp_path / "alone", run_dir)
+
+
 # -- What goes wrong
 
 
@@ -175,13 +207,70 @@ def test_what_cannot_be_shared_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "one").exists()
 
 
+OUT_OF_MEMORY = {
+    "between passes": (0, Fault("exhaust_micro_step", {"count": 2}), False),
+    "forward": (1, Fault("exhaust_in_pass", {"count": 3, "where": "forward"}), False),
+    "backward": (0, Fault("exhaust_in_pass", {"count": 3, "where": "backward"}), False),
+    "backward, checkpointed": (
+        1, Fault("exhaust_in_pass", {"count": 3, "where": "backward"}), True
+    ),
+    "gather": (0, Fault("exhaust_in_pass", {"count": 1, "where": "gather"}), False),
+}  # fmt: skip
+
+
 @pytest.mark.faults
-def test_memory_that_runs_out_in_one_process_ends_all_of_them(run_ranks, share_arguments, tmp_path):
-    fault = {1: Fault("exhaust_micro_step", {"count": 3})}
-    first, second = run_ranks(share_arguments(tmp_path / "fsdp", parallelism="fsdp"), faults=fault)
+@pytest.mark.parametrize(
+    ("failing", "fault", "checkpointing"), OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY
+)
+def test_memory_that_runs_out_in_a_pass_of_one_process_shrinks_the_step_of_all(
+    run_ranks, run_lorafit, share_arguments, tmp_path, failing, fault, checkpointing
+):
+    changes = {"padding_free": "false", "gradient_checkpointing": checkpointing}
+    run_dir = tmp_path / "fsdp"
+    outcomes = run_ranks(
+        share_arguments(run_dir, parallelism="fsdp", **changes), faults={failing: fault}
+    )
+    assert [o.code for o in outcomes] == [0, 0], outcomes[0].err + outcomes[1].err
+    (shrink,) = record_of(run_dir)["memory_recoveries"]
+    assert (shrink["change"], shrink["activity"]) == ("micro-batch 2 -> 1", "step")
+    small = share_arguments(tmp_path / "small", per_device_train_batch_size=1, **changes)
+    assert run_lorafit(*small).code == 0
+    assert_close_runs(run_dir, tmp_path / "small", 1e-4)
+
+
+@pytest.mark.faults
+def test_memory_that_runs_out_in_validation_makes_its_batches_smaller_in_all_processes(
+    run_ranks, run_lorafit, share_arguments, tmp_path
+):
+    run_dir = tmp_path / "fsdp"
+    changes = {"validation_split": 0.4, "per_device_eval_batch_size": 4, "padding_free": "false"}
+    fault = {1: Fault("exhaust_validation", {"count": 1})}
+    arguments = share_arguments(run_dir, parallelism="fsdp", sample_prompts=2, **changes)
+    outcomes = run_ranks(arguments, faults=fault)
+    assert [o.code for o in outcomes] == [0, 0], outcomes[0].err + outcomes[1].err
+    (shrink,) = record_of(run_dir)["memory_recoveries"]
+    assert (shrink["change"], shrink["activity"]) == ("evaluation batch 4 -> 2", "evaluation")
+    alone = share_arguments(tmp_path / "alone", sample_prompts=2, **changes)
+    assert run_lorafit(*alone).code == 0
+    assert_close_runs(run_dir, tmp_path / "alone", 1e-5)
+    samples = [(run / "samples.jsonl").read_text() for run in (run_dir, tmp_path / "alone")]
+    assert samples[0] == samples[1] != ""
+
+
+@pytest.mark.faults
+def test_memory_that_is_not_even_enough_to_gather_a_layer_ends_all_processes(
+    run_ranks, share_arguments, tmp_path
+):
+    fault = {1: Fault("exhaust_in_pass", {"count": 9, "where": "always"})}
+    run_dir = tmp_path / "fsdp"
+    first, second = run_ranks(share_arguments(run_dir, parallelism="fsdp"), faults=fault)
     assert (first.code, second.code) == (4, 4), first.err + second.err
-    assert record_of(tmp_path / "fsdp")["memory_recoveries"] == []
+    assert "ran out of memory again with nothing but the weights of one layer" in second.err
+    assert "the last checkpoint is intact: run the same command again" in second.err
     assert (first.err + second.err).count("error:") == 1
+    last = list_checkpoints(run_dir)[-1]
+    verify_checkpoint(last.folder)
+    assert last.step >= 2
 
 
 @pytest.mark.faults

@@ -1,6 +1,5 @@
 """Two machines, as two network namespaces with a cable between them."""
 
-import json
 import shlex
 import subprocess
 import sys
@@ -8,7 +7,7 @@ import sys
 import pytest
 from tiny import child_environment
 
-from distributed.conftest import assert_close_runs
+from distributed.conftest import assert_close_runs, record_of
 from lorafit.report.events import read_events
 
 _CABLE = """
@@ -46,22 +45,28 @@ def _needs_namespaces():
 
 
 @pytest.mark.slow
-def test_two_machines_train_as_one_process_does(run_lorafit, share_arguments, tmp_path):
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_two_machines_train_as_one_process_does(
+    run_lorafit, share_arguments, tmp_path, parallelism
+):
     assert run_lorafit(*share_arguments(tmp_path / "alone")).code == 0
     script = 'second "$@" & first "$@"; code=$?; wait $!; echo "codes $code $?"'
-    done = in_namespaces(script, share_arguments(tmp_path / "two"))
+    done = in_namespaces(script, share_arguments(tmp_path / "two", parallelism=parallelism))
     assert "codes 0 0" in done.stdout, done.stderr
     assert_close_runs(tmp_path / "alone", tmp_path / "two")
+    assert record_of(tmp_path / "two")["plan"]["parallelism"] == parallelism
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_a_killed_machine_ends_the_other_and_both_go_on_when_started_again(
-    share_arguments, tmp_path
+    share_arguments, tmp_path, parallelism
 ):
     run_dir = tmp_path / "two"
     arguments = share_arguments(
-        run_dir, num_train_epochs=None, max_steps=60, save_steps=5, eval_steps=60, ddp_timeout=20
-    )
+        run_dir, num_train_epochs=None, max_steps=60, save_steps=5, eval_steps=60, ddp_timeout=60,
+        parallelism=parallelism,
+    )  # fmt: skip
     events = shlex.quote(str(run_dir / "events.jsonl"))
     script = f"""
 second "$@" & machine=$!
@@ -75,4 +80,5 @@ second "$@" & first "$@"; echo "again $?"; wait $!; echo "again $?"
     assert "first 0" not in done.stdout
     assert "continuing from checkpoint-" in done.stderr
     assert [event["step"] for event in read_events(run_dir)] == [*range(1, 61)]
-    assert json.loads((run_dir / "run.json").read_text())["status"] == "completed"
+    record = record_of(run_dir)
+    assert (record["status"], record["plan"]["parallelism"]) == ("completed", parallelism)

@@ -47,6 +47,13 @@ def without_code(text: str) -> str:
     return re.sub(r"`[^`\n]*`", "``", _FENCE.sub("", text))
 
 
+def inline_commands_of(path: Path) -> Iterator[Line]:
+    """Yield the `lorafit` commands within sentences and tables, each once a page."""
+    text = _FENCE.sub("", path.read_text(encoding="utf-8"))
+    for command in dict.fromkeys(re.findall(r"`(lorafit \S[^`]*)`", text)):
+        yield Line(str(path.relative_to(ROOT)), " ".join(command.split()).replace("\\|", "|"))
+
+
 def commands_of(path: Path) -> Iterator[Line]:
     """Yield the commands of shell blocks, and the indented ones; comments are cut off."""
     text = re.sub(r"\\\n\s*", " ", path.read_text(encoding="utf-8"))

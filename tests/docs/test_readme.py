@@ -42,8 +42,8 @@ def test_the_kills_are_those_of_the_bench() -> None:
     summary = result("kill_and_resume.json")["summary"]
     ours, theirs = summary["lorafit"], summary["transformers"]
     row = row_with("half of them during a save")
-    assert "killed dozens of times" in row
-    assert ours["kills"] == theirs["kills"] >= 24
+    assert f"killed {ours['kills']} times" in row
+    assert ours["kills"] == theirs["kills"]
     assert ours["kills_in_a_save"] == pytest.approx(ours["kills"] / 2, abs=2)
     assert "each resumed to the same bits" in row
     assert ours["resumed_equal"] == ours["kills"]

@@ -63,6 +63,20 @@ def test_every_row_that_a_test_names_exists() -> None:
     assert set(known) - named == set(), "rows without a test"
 
 
+def test_each_promise_names_rows_that_exist(tables: Any) -> None:
+    promises = tables.PAGE.read_text("utf-8").split("## What is promised")[1].split("\n## ")[0]
+    named = re.findall(r"\b[FB]\d+\b", promises)
+    assert len(named) > 30
+    assert set(named) <= set(matrix.known_rows())
+
+
+def test_a_machine_that_reports_twice_is_named_once(tables: Any) -> None:
+    here, there = document(result("F1", "passed")), document(result("F2", "passed"))
+    gpu = {**there, "machine": {"system": "Linux", "python": "3.12"}}
+    lines = tables.machines_list([here, there, gpu, here]).splitlines()
+    assert lines == ["- Linux: python 3.11", "- Linux: python 3.12"]
+
+
 @pytest.mark.parametrize(
     ("outcomes", "state"),
     [

@@ -25,8 +25,8 @@ def tables() -> ModuleType:
 def step(tables: Any, **changes: Any) -> Any:
     values = {
         "tokens": 1000, "micro_steps": 2, "compute_seconds": 1.0, "base_bytes": 8e9,
-        "layer_bytes": 1e9, "gradient_bytes": 1e8, "alone_bytes": 12e9, "shared_bytes": 13e9,
-        "capacity_bytes": 20e9,
+        "layer_bytes": 1e9, "gradient_bytes": 1e8, "alone_bytes": 12e9, "whole_bytes": 13e9,
+        "sharded_bytes": {8: 6e9, 64: 5e9, 512: 4e9}, "peak_flops": 1e14, "capacity_bytes": 20e9,
     }  # fmt: skip
     return tables.Step(**{**values, **changes})
 
@@ -47,9 +47,10 @@ def test_data_parallel_steps_take_longer_with_more_devices_and_hold_the_same(tab
     assert [simulated.bytes_held for simulated in steps] == [12e9, 13e9, 13e9, 13e9]
 
 
-def test_sharding_holds_a_share_and_two_layers(tables: Any) -> None:
-    sharded = tables.simulate_fsdp(step(tables), 8, tables.LINKS[0])
-    assert sharded.bytes_held == 13e9 - 7e9 + 2e9
+def test_sharding_holds_what_was_traced_for_so_many_processes(tables: Any) -> None:
+    held = [tables.simulate_fsdp(step(tables), n, tables.LINKS[0]).bytes_held
+            for n in tables.NUM_DEVICES]  # fmt: skip
+    assert held == [12e9, 6e9, 5e9, 4e9]
     slow = tables.Link("x", "x", 1e9, 1e9)
     assert tables.simulate_fsdp(step(tables), 8, slow).seconds > 4 * 7  # four fetches of 7 GB
 

@@ -3,8 +3,9 @@ import pytest
 from lorafit.doctor.check import load_checks
 from lorafit.doctor.probe import Probe
 from lorafit.hardware.cpu import CpuReading
-from lorafit.hardware.cuda import Gpu, GpuReport, TorchBuild
+from lorafit.hardware.cuda import Gpu, GpuReport
 from lorafit.hardware.detect import Sources
+from lorafit.hardware.torch_build import TorchBuild
 from lorafit.units import GIB, MIB
 
 T4 = Gpu("Tesla T4", 15_360 * MIB, 448 * MIB, 14_912 * MIB, "GPU-t4", (7, 5))

@@ -77,6 +77,21 @@ def test_the_longest_rows_come_first(model_and_rows):
     assert seen == [(n, 5) for n in range(1, 6)]
 
 
+def test_each_row_is_read_once(model_and_rows, monkeypatch):
+    model, rows = model_and_rows
+    read = []
+    take = type(rows).__getitem__
+
+    def reading(self, index):
+        read.append(self.source_of(index))
+        return take(self, index)
+
+    monkeypatch.setattr(type(rows), "__getitem__", reading)
+    share = rows.subset(range(1, len(rows), 2))
+    evaluate_loss(model, share, Collator(0), MicroBatchLimits(2), CPU)
+    assert sorted(read) == sorted(rows.source_of(index) for index in range(1, len(rows), 2))
+
+
 # -- End to end ----------------------------------------------------------------------------
 
 

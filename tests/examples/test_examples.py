@@ -1,4 +1,4 @@
-"""Every example runs: a few steps on a tiny model by default or when asked for, in this process."""
+"""Every example runs: a few steps on a tiny model, in this process."""
 
 import runpy
 import sys
@@ -9,7 +9,6 @@ import pytest
 from tiny import ROOT
 
 EXAMPLES = ROOT / "examples"
-QUICK = ("from_python", "classification_with_f1")
 # What each leaves in its folder.
 RESULTS = {
     "quick_start": "first/adapter/adapter_model.safetensors",
@@ -50,12 +49,6 @@ def test_every_example_is_tested() -> None:
     assert scripts - {"common", "make_nli_data", "make_random_phi2"} == set(RESULTS)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", RESULTS)
 def test_an_example_runs(name: str, run_example: Callable[[str], Path]) -> None:
-    assert (run_example(name) / RESULTS[name]).stat().st_size > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in RESULTS if name not in QUICK])
-def test_each_other_example_runs(name: str, run_example: Callable[[str], Path]) -> None:
     assert (run_example(name) / RESULTS[name]).stat().st_size > 0

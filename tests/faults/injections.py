@@ -415,6 +415,82 @@ def exhaust_micro_step(count):
     in_micro_step(count, fail)
 
 
+def exhaust_in_pass(count, where):
+    """Run out of memory in the middle of a micro-batch's pass.
+
+    `where` is `forward` or `backward` of the second layer, `gather` the buffer that the weights of
+    a layer are gathered into, and `always` every such buffer from then on.
+    """
+    import torch
+
+    from lorafit.model.build import decoder_layers
+    from lorafit.training import trainer
+
+    compute, done = trainer.micro_batch_loss, [0]
+
+    def fail(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def fail_in_backward(module, inputs, output):
+        (output[0] if isinstance(output, tuple) else output).register_hook(fail)
+
+    def fail_gathers(always):
+        from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
+
+        allocate, calls = DefaultAllGather.allocate, [0]
+
+        def allocate_or_fail(self, *arguments, **options):
+            calls[0] += 1
+            if calls[0] == 2 or (always and calls[0] > 2):
+                fail()
+            return allocate(self, *arguments, **options)
+
+        DefaultAllGather.allocate = allocate_or_fail
+
+    def loss(model, *arguments):
+        done[0] += 1
+        if done[0] != count:
+            return compute(model, *arguments)
+        layer = decoder_layers(model.get_base_model())[1]
+        if where in ("gather", "always"):
+            fail_gathers(where == "always")
+            return compute(model, *arguments)
+        if where == "forward":
+            handle = layer.register_forward_pre_hook(fail)
+        else:
+            handle = layer.register_forward_hook(fail_in_backward)
+        try:
+            return compute(model, *arguments)
+        finally:
+            handle.remove()
+
+    trainer.micro_batch_loss = loss
+
+
+def exhaust_validation(count):
+    """Run out of memory in the middle of the `count`-th pass of validation."""
+    import torch
+
+    from lorafit.model.build import decoder_layers
+    from lorafit.training import trainer
+
+    evaluate, done = trainer.evaluate_loss, [0]
+
+    def fail(*arguments):
+        done[0] += 1
+        if done[0] == count:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def evaluate_loss(model, *arguments):
+        handle = decoder_layers(model.get_base_model())[1].register_forward_pre_hook(fail)
+        try:
+            return evaluate(model, *arguments)
+        finally:
+            handle.remove()
+
+    trainer.evaluate_loss = evaluate_loss
+
+
 def fail_micro_step(count):
     """Meet an error that this process alone has."""
 

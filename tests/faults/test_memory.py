@@ -326,6 +326,32 @@ def test_f40_memory_that_is_taken_between_plan_and_load_is_noticed(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.row("F40")
+def test_f40_what_the_estimate_says_fits_is_never_refused_at_the_start(
+    run_lorafit, tiny_model, tiny_data, monkeypatch, tmp_path
+):
+    from lorafit.hardware import cpu
+
+    flags = ["--model", tiny_model(), "--data", tiny_data, "--max-length", 64,
+             "--per-device-train-batch-size", 4, "--json"]  # fmt: skip
+
+    def ask():
+        yield run_lorafit("estimate-memory", *flags, "--hardware", "auto")
+        yield run_lorafit("train", "--output-dir", tmp_path / "run", *flags, "--dry-run")
+
+    estimate, start = (json.loads(outcome.out) for outcome in ask())
+    asked, needed = estimate["peak"]["process_bytes"], start["memory"]["process_bytes"]
+    # The run has read the data: where its rows are short, it needs less than was asked about.
+    assert 0.99 * asked < needed <= asked
+    for has, fits in ((asked, True), (needed - 1, False)):
+        monkeypatch.setattr(cpu, "parse_meminfo", lambda text, has=has: (has, has))
+        estimate, start = ask()
+        assert (estimate.code == 0, "train would refuse" not in start.err) == (fits, fits)
+    outcome = run_lorafit("train", "--output-dir", tmp_path / "run", *flags)
+    assert outcome.code == 4
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.gpu
 @pytest.mark.row("F22")
 def test_f22_a_real_limit_of_a_gpus_memory_is_recovered_from(

@@ -219,7 +219,7 @@ def test_f39_resuming_at_every_step_of_three_epochs_is_exact(
     outcome = fork_server.run(*train_arguments(whole, **changes))
     assert outcome.code == 0, outcome.err
     last = len(read_events(whole))
-    assert last >= 3
+    assert last > 3  # steps inside of an epoch too, not only at its end
     for step in range(1, last):
         # What a kill right after this step's save leaves.
         run_dir = shutil.copytree(whole, tmp_path / f"run-{step}")

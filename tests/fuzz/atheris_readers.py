@@ -19,12 +19,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 with atheris.instrument_imports(include=["lorafit", "yaml", "tomllib", "json", "csv"]):
     # Imported here, so that they are instrumented: the targets import them only when called.
+    import lorafit.config.convert.translate
     import lorafit.config.resolve
     import lorafit.data.records
     import lorafit.model.adapter
+    import lorafit.report.events
     import lorafit.training.checkpoint
     import lorafit.training.folder  # noqa: F401
-    from fuzz.targets import SEEDS, TARGETS
+    from fuzz.targets import TARGETS, seeds_of
 
 
 def main() -> None:
@@ -35,7 +37,7 @@ def main() -> None:
     name = sys.argv.pop(1)
     corpus = [Path(argument) for argument in sys.argv[1:] if os.path.isdir(argument)]
     for folder in corpus[:1]:
-        for index, seed in enumerate(SEEDS[name]):
+        for index, seed in enumerate(seeds_of(name)):
             (folder / f"seed-{index}").write_bytes(seed)
     atheris.Setup(sys.argv, TARGETS[name])
     atheris.Fuzz()

@@ -8,9 +8,11 @@ coverage-guided harness, `atheris_readers.py`.
 import atexit
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +81,26 @@ def _resolve(path: Path) -> None:
         device=planned_device("cpu"),
     )  # fmt: skip
     resolve_batch(resolved, num_devices=1)
+
+
+@_answers
+def foreign_python(data: bytes) -> None:
+    """A training script in Python, as `config convert` reads it without running it."""
+    _convert(_file("train.py", data))
+
+
+@_answers
+def foreign_yaml(data: bytes) -> None:
+    """A configuration of another tool, as `config convert` reads it."""
+    _convert(_file("foreign.yaml", data))
+
+
+def _convert(path: Path) -> None:
+    from lorafit.config.convert.translate import convert_file
+    from lorafit.config.convert.write import render_config
+
+    text = render_config(convert_file(path))
+    _resolve(_file("converted.yaml", text.encode()))
 
 
 @_answers
@@ -183,10 +205,7 @@ def weight_index(data: bytes) -> None:
     """The index of sharded weights."""
     from lorafit.model.weights import read_weight_files
 
-    folder = FOLDER / "index"
-    folder.mkdir(exist_ok=True)
-    (folder / "model.safetensors.index.json").write_bytes(data)
-    read_weight_files(folder)
+    read_weight_files(_with_weights("index", "model.safetensors.index.json", data))
 
 
 @_answers
@@ -198,6 +217,14 @@ def run_record(data: bytes) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "run.json").write_bytes(data)
     read_run(folder)
+
+
+@_answers
+def events(data: bytes) -> None:
+    """The events.jsonl of a run, as reports and a resumed run read it."""
+    from lorafit.report.events import read_events
+
+    read_events(_file("events.jsonl", data).parent)
 
 
 def arguments(data: bytes) -> None:
@@ -225,13 +252,24 @@ def arguments(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     function.__name__: function
     for function in (
-        settings_yaml, settings_json, settings_toml, preset, rows_jsonl, rows_json, rows_csv,
-        rows_parquet, manifest, adapter_config, adapter_weights, model_config, weight_index,
-        run_record, arguments,
+        settings_yaml, settings_json, settings_toml, foreign_python, foreign_yaml, preset,
+        rows_jsonl, rows_json, rows_csv, rows_parquet, manifest, adapter_config, adapter_weights,
+        model_config, weight_index, run_record, events, arguments,
     )
 }  # fmt: skip
 
-_MANIFEST = {"schema_version": 1, "step": 1, "run_id": "x", "files": {"a": {"bytes": 1}}}
+
+def _weights(dtype: str, num_values: int) -> bytes:
+    """Return a safetensors file of one value, whose header says that it holds `num_values`."""
+    entry = {"dtype": dtype, "shape": [num_values], "data_offsets": [0, 4]}
+    header = json.dumps({"a.lora_B.weight": entry}).encode()
+    return struct.pack("<Q", len(header)) + header + struct.pack("<f", 1.0)
+
+
+_MANIFEST = {
+    "schema_version": 1, "step": 1, "run_id": "x",
+    "files": {"a": {"bytes": 1, "sha256": hashlib.sha256(b"a").hexdigest()}},
+}  # fmt: skip
 _ADAPTER = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["a"]}
 _MODEL = {"model_type": "phi", "hidden_size": 32, "vocab_size": 64, "num_hidden_layers": 1}
 _RECORD = {"run_id": "x", "status": "running", "fingerprint": {"seed": 1}}
@@ -239,24 +277,42 @@ SEEDS: dict[str, list[bytes]] = {
     "settings_yaml": [b"lora:\n  r: 8\nlearning_rate: 2e-4\n", b"preset: low\nseed: 1 # a\n"],
     "settings_json": [b'{"lora": {"r": 8}, "target_modules": ["q_proj"]}'],
     "settings_toml": [b'model = "a/b"\n[lora]\nr = 8\n', b"seed = 1979-05-27T07:32:00Z"],
+    "foreign_python": [
+        b"from peft import LoraConfig\nR = 8\nlora = LoraConfig(r=R, lora_alpha=2 * 8)\n"
+        b'args = TrainingArguments(output_dir="x", learning_rate=2e-4, num_train_epochs=3)\n',
+        b'CONFIG = {"batch_size": 4, "max_seq_length": 512}\nCONFIG["lora_r"] = 8\n',
+    ],
+    "foreign_yaml": [
+        b"base_model: a/b\nadapter: qlora\nlora_r: 32\nmicro_batch_size: 2\nsequence_len: 512\n",
+        b"finetuning_type: lora\nlora_rank: 8\nlora_target: all\ncutoff_len: 1024\n",
+        b"training:\n  num_epochs: 3\n  batch_size: 4\nmodel:\n  name: a/b\n",
+    ],
     "preset": [
         b"schema_version: 1\nname: mine\ndescription: x\nsettings:\n  lora_r: 16\nhardware:\n"
         b"  default:\n    effective_batch_size: 32\n    max_length: 512\n"
     ],
-    "rows_jsonl": [b'{"text": "a"}\n', b'{"prompt": "a", "completion": "b", "label": 1}\n'],
+    "rows_jsonl": [
+        b'{"text": "a"}\n',
+        b'{"prompt": "a", "completion": "b", "label": 1}\n',
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        b'{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n',
+    ],
     "rows_json": [b'[{"text": "a"}]', b'{"data": [{"text": "a"}]}'],
     "rows_csv": [b"text,label\na,b\n", b'prompt,completion\n"a ""b""",c\n'],
-    "rows_parquet": [b"", b"\x15\x04\x19\x35\x00\x06schema"],
+    "rows_parquet": [b"", b"\x15\x04\x19\x35\x00\x06schema"],  # and a whole one: `seeds_of`
     "manifest": [json.dumps(_MANIFEST).encode()],
     "adapter_config": [json.dumps(_ADAPTER).encode()],
-    "adapter_weights": [
-        b'\x3f\0\0\0\0\0\0\0{"a.lora_B.weight":{"dtype":"U9","shape":[1],"data_offsets":[0,1]}}\x01',
-        b'\x3f\0\0\0\0\0\0\0{"a.lora_B.weight":{"dtype":"U8","shape":[2],"data_offsets":[0,1]}}\x01',
-        b'\x3f\0\0\0\0\0\0\0{"a.lora_B.weight":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}\x01',
-    ],
+    "adapter_weights": [_weights("F32", 1), _weights("F32", 2), _weights("F9", 1)],
     "model_config": [json.dumps(_MODEL).encode()],
-    "weight_index": [b'{"weight_map": {"a": "b.safetensors"}}'],
+    "weight_index": [
+        b'{"weight_map": {"a": "b.safetensors"}}',
+        b'{"weight_map": {"a.lora_B.weight": "adapter_model.safetensors"}}',
+    ],
     "run_record": [json.dumps(_RECORD).encode()],
+    "events": [
+        b'{"step": 1, "loss": 2.5, "learning_rate": 1e-4}\n{"step": 2, "loss": 2.25}\n{"st',
+        b'{"step": 3, "validation_loss": 2.0}\n',
+    ],
     "arguments": [
         b"config\0show\0--lora-r\0008",
         b"presets\0show\0low\0--json",
@@ -268,4 +324,16 @@ SEEDS: dict[str, list[bytes]] = {
         b"train\0--resume\0auto",
     ],
 }
-"""Sound inputs of each target, for a fuzzer to damage."""
+"""Inputs of each target for a fuzzer to damage, sound ones and ones that are nearly so."""
+
+
+def seeds_of(name: str) -> list[bytes]:
+    """Return the inputs of a target that fuzzing begins with."""
+    if name != "rows_parquet":
+        return SEEDS[name]
+    import pyarrow
+    from pyarrow import parquet
+
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.table({"text": ["a", "b"]}), stream)
+    return [*SEEDS[name], stream.getvalue().removeprefix(b"PAR1").removesuffix(b"PAR1")]

@@ -77,6 +77,25 @@ def test_matches_the_names_that_drivers_report(name, total_mib, key):
 
 def test_lookup_forgives_case_and_blanks():
     assert lookup(" RTX 4090 ").key == "rtx-4090"
+    assert lookup("rtx4090").key == "rtx-4090"
+    assert lookup("NVIDIA GeForce RTX 4090").key == "rtx-4090"
+    assert lookup("Tesla T4").key == "t4"
+    assert lookup("a100 80GB").key == "a100-80gb"
+    assert lookup("Apple M3 18GB").key == "m3-18gb"
+
+
+@pytest.mark.parametrize(
+    ("key", "sizes"), [("a100", "a100-40gb or a100-80gb"), ("M3", "m3-8gb or m3-16gb or m3-18gb")]
+)
+def test_a_device_of_several_sizes_asks_for_one_of_them(key, sizes):
+    with pytest.raises(UsageError, match="more than one size of memory") as caught:
+        lookup(key)
+    assert str(caught.value.hint).startswith(f"name it: {sizes}")
+
+
+def test_a_family_of_devices_is_no_device_of_several_sizes():
+    with pytest.raises(UsageError, match="'rtx' is not a known device"):
+        lookup("rtx")
 
 
 def test_lookup_of_an_unknown_name_gives_the_nearest_and_the_list():

@@ -5,9 +5,10 @@ import pytest
 
 from lorafit.errors import DeviceError, ExitCode, UsageError
 from lorafit.hardware.cpu import CpuReading
-from lorafit.hardware.cuda import Gpu, GpuReport, parse_torch_version, read_nvml
+from lorafit.hardware.cuda import Gpu, GpuReport, read_nvml
 from lorafit.hardware.detect import Sources, detect_device, planned_device
 from lorafit.hardware.mps import AppleReading
+from lorafit.hardware.torch_build import parse_torch_version
 from lorafit.units import GIB, MIB
 
 from .recorded import (

@@ -71,6 +71,7 @@ def test_honours_a_dtype_that_works():
         (NEW_CPU, {"optim": "adamw_8bit"}, "optim"),
         (M3, {"optim": "paged_adamw_8bit"}, "optim"),
         (M3, {"quantization": "int8"}, "quantization"),
+        (NEW_CPU, {"quantization": "int8", "use_dora": True}, "quantization"),
         (T4, {"attn_implementation": "flash_attention_2"}, "attn_implementation"),
         (M3, {"attn_implementation": "sdpa-efficient"}, "attn_implementation"),
     ],

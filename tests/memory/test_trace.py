@@ -9,12 +9,8 @@ import torch
 from lorafit.config.schema import Settings
 from lorafit.memory.events import Category, Phase
 from lorafit.memory.gpu import GpuTraits
-from lorafit.memory.trace import (
-    TraceRequest,
-    bitsandbytes_on_meta,
-    trace_steps,
-    trace_training,
-)
+from lorafit.memory.trace import TraceRequest, trace_steps, trace_training
+from lorafit.memory.trace_libraries import bitsandbytes_on_meta, fused_kernels
 from lorafit.memory.trace_load import quantize_structure
 from lorafit.memory.trace_operators import CpuOperators
 from lorafit.memory.tracer import StorageTracer
@@ -78,6 +74,7 @@ def trained_events(device: str, config: Any, settings: Settings) -> list[tuple[i
     with contextlib.ExitStack() as stack:
         if device == "meta":
             stack.enter_context(bitsandbytes_on_meta(tracer))
+            stack.enter_context(fused_kernels())
             stack.enter_context(CpuOperators())
         if settings.quantization == "nf4":
             quantize_weights(base, settings, torch.device(device))
@@ -131,6 +128,12 @@ def test_meta_trace_of_every_quantized_model_equals_a_real_step(model_type: str)
         quantization="nf4", gradient_checkpointing=model_type in ("phi", "qwen2")
     )
     config = make_config(model_type, hidden_size=64, intermediate_size=128, head_dim=16)
+    assert trained_events("meta", config, settings) == trained_events("cpu", config, settings)
+
+
+def test_meta_trace_of_dora_on_a_quantized_model_equals_a_real_step() -> None:
+    settings = make_settings(quantization="nf4", use_dora=True)
+    config = make_config("llama", hidden_size=64, intermediate_size=128)
     assert trained_events("meta", config, settings) == trained_events("cpu", config, settings)
 
 
@@ -275,8 +278,24 @@ def test_every_optimizer_can_be_traced(optim: str) -> None:
     assert bytes_of(traced, Category.OPTIMIZER) <= adam + small_tables
 
 
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "sgd", "adafactor"])
+def test_meta_trace_of_an_optimizer_on_the_cpu_equals_a_real_step(optim: str) -> None:
+    settings = make_settings(optim=optim)
+    config = make_config("llama")
+    assert trained_events("meta", config, settings) == trained_events("cpu", config, settings)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor"])
+def test_optimizers_without_bitsandbytes_can_be_traced_off_nvidia(optim: str, on_cpu: bool) -> None:
+    request = TraceRequest(
+        make_settings(optim=optim), make_config("llama"), torch.float32, None, on_cpu=on_cpu
+    )
+    assert bytes_of(trace_training(request), Category.ADAPTER)
+
+
 def test_loss_of_lorafit_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorafit.model.loss.chunk_rows", lambda vocab_size: 8)
+    monkeypatch.setattr("lorafit.model.loss.chunk_rows", lambda *_: 8)
     all_logits = 2 * 15 * 96 * 4
     chunked, stock = trace(), trace(kernels="stock")
     logits = [n for n in range(1, chunked.num_storages + 1) if is_logits(chunked, n)]

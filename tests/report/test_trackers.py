@@ -1,49 +1,20 @@
 """Trackers against the real libraries, offline; a library that is not installed is skipped."""
 
+import contextlib
+import importlib.util
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
+from tiny import start_lorafit
 
 from lorafit.config.schema import Settings
-from lorafit.report.mlflow import MlflowLog
-from lorafit.report.records import StepRecord
 from lorafit.report.tensorboard import TensorBoardLog
 from lorafit.report.tracker import Tracker, curves_of, tracked_config
-from lorafit.report.trackers import TRACKERS, make_trackers
-from lorafit.report.trackio import TrackioLog
-from lorafit.report.wandb import WandbLog
-
-RUN_ID = "0123456789abcdef0123456789abcdef"
-
-
-def record(step, **changes):
-    values = {
-        "step": step, "loss": 3.0 - step, "learning_rate": 1e-4, "grad_norm": 1.0, "epoch": 0.5,
-        "tokens": 100, "supervised_tokens": 40, "tokens_per_second": 50.0, "seconds": 2.0,
-        "memory_allocated_bytes": 10, "memory_reserved_bytes": 20 + step,
-    }  # fmt: skip
-    return StepRecord(**{**values, **changes})
-
-
-def follow(tracker, steps=(1, 2, 3), first_step=0):
-    """Let a tracker follow a short run; the last step is validated."""
-    tracker.on_start(3, first_step)
-    for step in steps:
-        tracker.on_step(record(step, **({"validation_loss": 1.5} if step == 3 else {})))
-    tracker.on_end()
-    return tracker
-
-
-@pytest.fixture
-def make(tmp_path):
-    def build(kind, run_dir=None):
-        run_dir = run_dir or tmp_path / "run"
-        run_dir.mkdir(exist_ok=True)
-        return kind(run_dir, RUN_ID, tracked_config(Settings(lora_r=4, data="rows.jsonl")))
-
-    return build
-
+from lorafit.report.trackers import TRACKERS, make_trackers, missing_trackers
+from lorafit.report.wandb import _mode
+from report.followed import RUN_ID, environment_of, follow, follow_alone, record, wait_until_gone
 
 # -- What leaves this machine ------------------------------------------------------------------
 
@@ -139,15 +110,15 @@ def test_report_to_names_its_trackers_and_none_is_none(tmp_path):
 # -- The real libraries ------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_wandb_keeps_curves_and_settings_of_an_offline_run_and_no_more(make, monkeypatch):
-    pytest.importorskip("wandb", reason="wandb is not installed")
-    for name in ("WANDB_API_KEY", "WANDB_PROJECT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    tracker = follow(make(WandbLog))
-    assert tracker.failure is None
-    (log,) = tracker.run_dir.glob("wandb/offline-run-*/*.wandb")
+def needs(*names):
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+@needs("wandb")
+def test_wandb_keeps_curves_and_settings_of_an_offline_run_and_no_more(tmp_path):
+    follow_alone("wandb", tmp_path / "run", 1, 2, 3)
+    (log,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
     steps, config, others = read_wandb(log)
     assert [row["train/loss"] for row in steps] == [2.0, 1.0, 0.0]
     assert steps[-1]["validation/loss"] == 1.5
@@ -195,77 +166,79 @@ def leveldb_records(data):
             parts = b""
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_mlflow_keeps_curves_and_settings_and_a_resumed_run_goes_on(make, monkeypatch):
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    tracker = follow(make(MlflowLog), steps=(1, 2))
-    assert tracker.failure is None
-    assert follow(make(MlflowLog), steps=(3,), first_step=2).failure is None
-    client = mlflow.MlflowClient(tracking_uri=(tracker.run_dir / "mlflow").absolute().as_uri())
-    (run,) = client.search_runs([client.get_experiment_by_name("lorafit").experiment_id])
-    assert run.info.status == "FINISHED"
-    assert run.data.params["lora_r"] == "4"
-    assert run.data.params.keys() == Settings.model_fields.keys()
-    losses = client.get_metric_history(run.info.run_id, "train/loss")
-    assert {metric.step: metric.value for metric in losses} == {1: 2.0, 2: 1.0, 3: 0.0}
-    assert run.data.metrics["validation/loss"] == 1.5
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_trackio_keeps_curves_and_settings_in_a_local_file(make, monkeypatch):
-    import importlib.util
-    import os
-    import subprocess
-    import sys
-
-    if importlib.util.find_spec("trackio") is None:
-        pytest.skip("trackio is not installed")
-    # trackio reads its folder once, on import: a process of its own gets a new one.
-    script = """
-import sys, json
-sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-from tests.report.test_trackers import RUN_ID, follow
-from lorafit.config.schema import Settings
-from lorafit.report.tracker import tracked_config
-from lorafit.report.trackio import TrackioLog
-tracker = follow(TrackioLog(Path(sys.argv[1]), RUN_ID, tracked_config(Settings(lora_r=4))))
-from trackio.sqlite_storage import SQLiteStorage
-name = f"{tracker.run_dir.name}-{RUN_ID[:8]}"
-print(json.dumps({"failure": tracker.failure, "logs": SQLiteStorage.get_logs("lorafit", name),
-                  "config": SQLiteStorage.get_run_config("lorafit", name)}, default=str))
-"""
-    root = Path(__file__).resolve().parents[2]
-    run_dir = make(TrackioLog).run_dir
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRACKIO_")}
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(run_dir), str(root)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found["failure"] is None
-    assert [row["train/loss"] for row in found["logs"]] == [2.0, 1.0, 0.0]
-    assert found["config"]["lora_r"] == 4
-    assert any((run_dir / "trackio").iterdir())
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.slow
-def test_a_run_is_told_to_all_trackers_at_once_and_its_json_stays_clean(
-    run_lorafit, train_arguments, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("variables", "login", "mode"),
+    [
+        ({}, None, "offline"),
+        ({}, "api.wandb.ai", "online"),
+        ({}, "api.forge.coreweave.com", "online"),
+        ({}, "example.org", "offline"),
+        ({"WANDB_BASE_URL": "https://wandb.example.org/api"}, "wandb.example.org", "online"),
+        ({"WANDB_BASE_URL": "https://wandb.example.org/api"}, "api.wandb.ai", "offline"),
+        ({"WANDB_API_KEY": "0" * 40}, None, "online"),
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "0" * 40}, None, "disabled"),
+    ],
+)
+def test_wandb_is_online_only_where_somebody_is_logged_in(
+    monkeypatch, tmp_path, variables, login, mode
 ):
-    for name in ("wandb", "mlflow", "trackio"):
-        pytest.importorskip(name, reason=f"{name} is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "netrc").write_text(f"machine {login} login user password x\n" if login else "")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert _mode() == mode
+
+
+@needs("mlflow")
+def test_mlflow_keeps_curves_and_settings_and_a_resumed_run_goes_on(tmp_path):
+    run_dir = tmp_path / "run"
+    follow_alone("mlflow", run_dir, 1, 2)
+    follow_alone("mlflow", run_dir, 3, first_step=2)
+    (folder,) = (path.parent for path in run_dir.glob("mlflow/*/*/params"))
+    parameters = {path.name: path.read_text() for path in (folder / "params").iterdir()}
+    assert parameters["lora_r"] == "4"
+    assert parameters.keys() == Settings.model_fields.keys()
+    # A line a value: time, value, step.
+    lines = (folder / "metrics" / "train" / "loss").read_text().splitlines()
+    assert [line.split()[1:] for line in lines] == [["2.0", "1"], ["1.0", "2"], ["0.0", "3"]]
+    assert (folder / "metrics" / "validation" / "loss").read_text().split()[1:] == ["1.5", "3"]
+    assert "status: 3" in (folder / "meta.yaml").read_text()
+
+
+@needs("trackio")
+def test_trackio_keeps_curves_and_settings_in_a_local_file(tmp_path):
+    follow_alone("trackio", tmp_path / "run", 1, 2, 3)
+    (path,) = tmp_path.glob("run/trackio/*.db")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        rows = database.execute("select metrics from metrics order by step").fetchall()
+        ((config,),) = database.execute("select config from configs")
+    logs = [json.loads(row) for (row,) in rows]
+    assert [row["train/loss"] for row in logs] == [2.0, 1.0, 0.0]
+    assert json.loads(config)["lora_r"] == 4
+
+
+@needs("wandb", "mlflow", "trackio")
+def test_a_run_is_told_to_all_trackers_at_once_and_its_json_stays_clean(train_arguments, tmp_path):
     run_dir = tmp_path / "run"
     arguments = train_arguments(run_dir, "--json", report_to="tensorboard,wandb,mlflow,trackio")
-    outcome = run_lorafit(*arguments)
-    assert outcome.code == 0, outcome.err
-    assert json.loads(outcome.out)["status"] == "completed"
-    assert "is incomplete" not in outcome.err
-    assert {"tensorboard", "wandb", "mlflow"} <= {path.name for path in run_dir.iterdir()}
+    process = start_lorafit(*arguments, **environment_of(run_dir, WANDB_MODE="offline"))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert json.loads(out)["status"] == "completed"
+    assert "is incomplete" not in err
+    assert {"tensorboard", "wandb", "mlflow", "trackio"} <= {
+        path.name for path in run_dir.iterdir()
+    }
+    wait_until_gone(run_dir)
+
+
+def test_a_tracker_that_is_not_installed_is_said_before_the_run(monkeypatch):
+    settings = Settings(report_to=("tensorboard", "wandb"))
+    found = {"tensorboard": object(), "wandb": None}
+    monkeypatch.setattr("lorafit.report.trackers.find_spec", found.__getitem__)
+    (sentence,) = missing_trackers(settings)
+    assert sentence.startswith("wandb is not installed, so its curves will be missing")
+    assert 'pip install "lorafit[wandb]"' in sentence
+    assert missing_trackers(Settings(report_to=("none",))) == []

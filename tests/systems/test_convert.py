@@ -235,7 +235,8 @@ def test_the_json_of_the_command_has_the_whole_account(run_lorafit):
         "key": None, "where": "not in the file: the default of LLaMA-Factory",
     }  # fmt: skip
     (code,) = [r for r in document["not_carried_over"] if r["key"] == "trust_remote_code"]
-    assert code["changes_run"] is True
+    # Recipes set it for models that need no code as well.
+    assert code["changes_run"] is False
 
 
 @pytest.mark.parametrize(
@@ -248,3 +249,14 @@ def test_wrong_arguments_are_usage_errors(run_lorafit, arguments):
 
 def test_every_kind_has_a_recorded_file():
     assert {kind for kind, _, _ in RECORDED.values()} == set(KIND_NAMES)
+
+
+@pytest.mark.parametrize(("lines", "data"), [("data_path: mine.jsonl\n", ""), ("", " --data FILE")])
+def test_the_next_step_asks_for_rows_only_where_the_file_names_none(
+    run_lorafit, tmp_path, monkeypatch, lines, data
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.yaml").write_text("bf16: true\nlearning_rate: 1.0e-4\n" + lines)
+    outcome = run_lorafit("config", "convert", "old.yaml", "--output", "new.yaml")
+    assert outcome.code == 0, outcome.err
+    assert f"next: lorafit train --config new.yaml{data} --dry-run" in outcome.err

@@ -113,7 +113,7 @@ def test_what_has_no_effect_is_a_warning_with_its_line(run_lorafit, tmp_path):
     path.write_text('{\n"push_to_hub": true,\n"seed": 1}')
     outcome = run_lorafit("config", "validate", path)
     assert outcome.code == 0
-    assert "mine.json:2: push_to_hub: it has no effect: lorafit uploads nothing" in outcome.err
+    assert "mine.json:2: push_to_hub: it has no effect: training uploads nothing" in outcome.err
 
 
 # -- The selection guide -------------------------------------------------------------------

@@ -237,8 +237,8 @@ def test_the_best_checkpoint_is_never_pruned(tmp_path):
     plan = plan_retention(list_checkpoints(tmp_path), 2)
     assert [(entry.checkpoint.step, entry.reason) for entry in plan] == [
         (2, "best validation loss"),
-        (4, "among the newest 2"),
-        (5, "among the newest 2"),
+        (4, "newest 2"),
+        (5, "newest 2"),
     ]
     with_losses(tmp_path, {6: 1.0})
     assert [p.name for p in prune_checkpoints(tmp_path, 2, "me")] == [

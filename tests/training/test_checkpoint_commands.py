@@ -59,7 +59,9 @@ def test_list_shows_every_checkpoint_and_the_disk_of_the_run(run_lorafit, run_di
 
 
 def test_verify_names_what_is_damaged_and_ends_with_5(run_lorafit, run_dir):
-    assert run_lorafit("checkpoints", "verify", run_dir).code == 0
+    whole = run_lorafit("checkpoints", "verify", run_dir)
+    assert whole.code == 0
+    assert "6 checkpoints, nothing damaged" in whole.err
     flip(run_dir / "checkpoint-2" / "rng.json")
     outcome = run_lorafit("checkpoints", "verify", run_dir, "--json")
     assert outcome.code == 5
@@ -88,6 +90,25 @@ def test_prune_keeps_the_newest_the_best_and_what_others_wrote(run_lorafit, run_
     assert document["freed_bytes"] > 0
     assert len(document["removed"]) == 3
     assert names(run_dir) == ["checkpoint-2", "checkpoint-5", "checkpoint-6", "checkpoint-77"]
+    again = run_lorafit("checkpoints", "prune", run_dir, "--keep", "2")
+    assert again.code == 0
+    assert "nothing to delete" in again.err
+
+
+def test_diff_of_two_runs_names_the_runs_and_what_they_differ_in(run_lorafit, run_dir):
+    other = shutil.copytree(run_dir, run_dir.parent / "other")
+    path = other / "run.json"
+    record = json.loads(path.read_text())
+    record["fingerprint"] |= {"data_sha256": "0123456789abcdef" * 4, "seed": 7}
+    path.write_text(json.dumps(record))
+    outcome = run_lorafit("checkpoints", "diff", run_dir / "checkpoint-6", other / "checkpoint-6")
+    assert outcome.code == 0, outcome.err
+    lines = [line.split() for line in outcome.out.splitlines()]
+    assert ["run/checkpoint-6", "other/checkpoint-6"] in lines
+    assert ["seed", "42", "7"] in lines
+    (digests,) = [line[1:] for line in lines if line[:1] == ["data_sha256"]]
+    assert digests[1] == "0123456789ab"
+    assert len(digests[0]) == 12
 
 
 def test_diff_measures_how_far_two_checkpoints_are_apart(run_lorafit, run_dir):
@@ -103,6 +124,8 @@ def test_diff_measures_how_far_two_checkpoints_are_apart(run_lorafit, run_dir):
     assert document["settings"] == {}
     shown = run_lorafit("checkpoints", "diff", one, other)
     assert "most different" in shown.out
+    assert " layers.1.mlp.fc2.lora_B.weight" in shown.out
+    assert "…" not in shown.out
     same = run_lorafit("checkpoints", "diff", one, one)
     assert "equal, bit for bit" in same.err
 
@@ -155,7 +178,7 @@ def test_the_adapter_can_be_made_of_the_best_checkpoint(run_lorafit, train_argum
     adapter = load_file(run_dir / "adapter" / "adapter_model.safetensors")
     saved = load_file(run_dir / best / "adapter_model.safetensors")
     assert all(tensor.equal(saved[name]) for name, tensor in adapter.items())
-    assert "which the adapter is of" in outcome.err
+    assert "; the adapter is of that step" in outcome.err
 
 
 @pytest.mark.usefixtures("quiet_libraries")

@@ -112,8 +112,8 @@ def test_a_default_row_with_a_micro_batch_of_its_own_is_not_planned_over(plan):
 
 def test_memory_that_others_took_meanwhile_is_seen_before_loading(plan, monkeypatch):
     ready = plan()
-    fit.verify_free_memory(ready)
+    ready.verify_free_memory()
     taken = replace(ready.device, free_bytes=ready.estimate.peak.process_bytes - 1)
     monkeypatch.setattr(fit, "detect_device", lambda requested: taken)
     with pytest.raises(MemoryFitError, match="are free now"):
-        fit.verify_free_memory(ready)
+        ready.verify_free_memory()

@@ -18,7 +18,7 @@ from lorafit.report.events import read_events
 from lorafit.training.checkpoint import verify_checkpoint
 from lorafit.training.hf_checkpoint import load_plain_pickle, read_hf_checkpoint
 from lorafit.training.hf_compare import examine_hf_checkpoint
-from lorafit.training.hf_moments import planned_parameters
+from lorafit.training.hf_moments import expected_of
 from lorafit.training.layout import STATE_FILES
 from lorafit.training.plan import plan_run
 
@@ -338,7 +338,7 @@ def test_moments_with_names_are_taken_over_by_name(foreign, plan):
 
     def name_and_turn_round(content):
         (group,) = [group for group in content["param_groups"] if group["params"]]
-        names = [name for name, _ in planned_parameters(plan)]
+        names = [name for name, _ in expected_of(plan).parameters]
         group["param_names"] = names[::-1]
         group["params"] = group["params"][::-1]
 

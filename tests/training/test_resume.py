@@ -185,7 +185,25 @@ def test_f37_changed_data_is_refused(run_lorafit, train_arguments, interrupted, 
     write_jsonl(data, rows)
     outcome = run_lorafit(*train_arguments(tmp_path / "run", data=data))
     assert outcome.code == 5
-    assert "data_sha256" in outcome.err
+    assert "this folder holds a run with other data;" in outcome.err
+    changed = f"data_sha256  the data has changed: {data} with 20 rows, of other content than then"
+    assert changed in outcome.err
+    assert f"hint: restore {data} to continue it as it was, or another" in outcome.err
+    assert "--allow-mismatch data_sha256 continues it all the same" in outcome.err
+
+
+@pytest.mark.row("F37", "B47")
+def test_f37_other_data_is_told_from_changed_data(
+    run_lorafit, train_arguments, interrupted, tmp_path
+):
+    data = write_jsonl(tmp_path / "rows.jsonl", colour_rows(20))
+    interrupted(tmp_path / "run", 2, data=data)
+    more = write_jsonl(tmp_path / "more rows.jsonl", colour_rows(21))
+    outcome = run_lorafit(*train_arguments(tmp_path / "run", data=more))
+    assert outcome.code == 5
+    assert f"the data is {more} with 21 rows, and was {data} with 20 rows" in outcome.err
+    assert "then: 18  now: 19  (rows to train on)" in outcome.err
+    assert f"hint: --data {data} to continue it" in outcome.err
 
 
 @pytest.mark.row("F37")
@@ -198,7 +216,8 @@ def test_f37_a_changed_base_model_is_refused(
     (model / "config.json").write_text(json.dumps({**config, "resid_pdrop": 0.5}))
     outcome = run_lorafit(*train_arguments(tmp_path / "run", model=model))
     assert outcome.code == 5
-    assert "base_config_sha256" in outcome.err
+    assert "this folder holds a run with other base model;" in outcome.err
+    assert f"base_config_sha256  config.json has changed in {model}" in outcome.err
 
 
 def test_what_does_not_change_numbers_may_change(

@@ -201,7 +201,8 @@ class _Translator:
         if name in SECRET_NAMES:
             return Lost(unknown_name(name)[0])
         if name == "trust_remote_code" and value:
-            return Lost(unknown_name(name)[0], stops_run=True)
+            # Recipes set it for models that need no code too; one that does is refused by itself.
+            return Lost(unknown_name(name)[0])
         if section and not _RUN_SECTIONS.search(section.lower()):
             return Lost(f"the section {section} is not about the settings of a run")
         rule = spelling_rule(name)

@@ -1,10 +1,10 @@
 """The device to train on: found, working, fit for 16 bit, and with memory to spare."""
 
-from lorafit.doctor.check import Outcome, check, error, ok, skip, warn
+from lorafit.doctor.check import Outcome, check, error, ok, skip, untried, warn
 from lorafit.doctor.isolated import ProofError, ProofTimeoutError
 from lorafit.doctor.probe import Probe
 from lorafit.errors import LorafitError
-from lorafit.hardware.cuda import cuda_wheel_command, driver_branch
+from lorafit.hardware.torch_build import cuda_wheel_command, driver_branch
 from lorafit.units import GIB, format_bytes
 
 _DRIVER_FOR_CUDA = {"12": 525, "13": 580}
@@ -177,11 +177,7 @@ def same_numbers_twice(probe: Probe) -> Outcome:
     try:
         answer = probe.proof("repeat")
     except ProofTimeoutError as late:
-        return warn(
-            f"not tried: {late}",
-            "the machine may be busy: try this check alone, with time",
-            "lorafit doctor --check determinism --timeout 60",
-        )
+        return untried("not tried", "determinism", late)
     except ProofError as failure:
         return warn(
             f"{device.torch_device} takes no gradient of attention: {failure}",

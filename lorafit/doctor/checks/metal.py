@@ -1,6 +1,6 @@
 """Apple GPUs: Metal's memory, what leaves the GPU unseen, and 16 bit."""
 
-from lorafit.doctor.check import Outcome, check, error, ok, skip, warn
+from lorafit.doctor.check import Outcome, check, error, ok, skip, untried, warn
 from lorafit.doctor.isolated import ProofError, ProofTimeoutError
 from lorafit.doctor.probe import Probe
 from lorafit.units import format_bytes
@@ -72,11 +72,7 @@ def metal_bfloat16(probe: Probe) -> Outcome:
     try:
         answer = probe.proof("bfloat16")
     except ProofTimeoutError as late:
-        return warn(
-            f"not tried: {late}",
-            "the machine may be busy: try this check alone, with time",
-            "lorafit doctor --check mps.bfloat16 --timeout 60",
-        )
+        return untried("not tried", "mps.bfloat16", late)
     except ProofError as failure:
         return error(
             f"Metal does not compute in bfloat16: {failure}",

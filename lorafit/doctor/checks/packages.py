@@ -7,10 +7,10 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from lorafit.doctor.check import Outcome, check, error, ok, skip, warn
+from lorafit.doctor.check import Outcome, check, error, ok, skip, untried, warn
 from lorafit.doctor.isolated import ProofError, ProofTimeoutError
 from lorafit.doctor.probe import Probe
-from lorafit.hardware.cuda import cuda_wheel_command
+from lorafit.hardware.torch_build import cuda_wheel_command
 
 _CHECKED = {
     "torch": "nothing can be computed, and releases before the range have known security holes",
@@ -138,11 +138,8 @@ def four_bit_multiply(probe: Probe) -> Outcome:
     try:
         answer = probe.proof("four-bit")
     except ProofTimeoutError as late:
-        return warn(
-            f"bitsandbytes {version} was not proved to work: {late}",
-            "the machine may be busy: try this check alone, with time",
-            "lorafit doctor --check pkg.bitsandbytes --timeout 60",
-        )
+        what = f"bitsandbytes {version} was not proved to work"
+        return untried(what, "pkg.bitsandbytes", late)
     except ProofError as failure:
         return warn(
             f"bitsandbytes {version} cannot multiply on {device.torch_device}: {failure}",

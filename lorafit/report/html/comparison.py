@@ -11,6 +11,11 @@ from lorafit.report.html.words import ABSENT
 from lorafit.units import format_bytes, format_duration
 
 _IGNORED = frozenset({"output_dir"})
+# A loss is one of these rows, written so: over others it is another figure.
+_OF_THE_LOSS = (
+    "data SHA-256", "validation_data", "validation_split", "prompt_template",
+    "completion_template", "chat_template", "train_on_prompt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class ResultRow:
     cells: list[str]
     """In the order of `RESULT_COLUMNS`."""
     is_best: bool
-    """Whether it has the lowest validation loss of those that have one."""
+    """Whether it has the lowest validation loss of those that have one, where they compare."""
 
 
 RESULT_COLUMNS = (
@@ -50,25 +55,31 @@ class Comparison:
     circumstances: list[Difference]
     num_equal: int
     """Settings that all runs share."""
+    incomparable: list[str]
+    """What the runs differ in, if their losses cannot be held against each other."""
 
 
 def compare_runs(runs: Sequence[RunData]) -> Comparison:
     """Return results and differences of at least two runs."""
     settings = _differences([_settings_of(run) for run in runs])
+    circumstances = _differences([_circumstances(run) for run in runs])
+    differing = {difference.name for difference in (*settings, *circumstances)}
+    incomparable = [name for name in _OF_THE_LOSS if name in differing]
     names = {name for run in runs for name in run.settings} - _IGNORED
     return Comparison(
         names=[run.name for run in runs],
-        results=_results(runs),
+        results=_results(runs, is_comparable=not incomparable),
         settings=settings,
-        circumstances=_differences([_circumstances(run) for run in runs]),
+        circumstances=circumstances,
         num_equal=len(names) - len(settings),
+        incomparable=incomparable,
     )
 
 
-def _results(runs: Sequence[RunData]) -> list[ResultRow]:
+def _results(runs: Sequence[RunData], *, is_comparable: bool) -> list[ResultRow]:
     figures = [figures_of(run) for run in runs]
     best = [f["best_validation_loss"] for f in figures if f["best_validation_loss"] is not None]
-    lowest = min(best, default=None)
+    lowest = min(best, default=None) if is_comparable else None
     return [
         ResultRow(
             name=run.name,

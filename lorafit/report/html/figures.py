@@ -21,6 +21,7 @@ def figures_of(run: RunData) -> dict[str, Any]:
     planned = run.table("plan", "memory").get("process_bytes")
     merged.setdefault("predicted_peak_memory_bytes", planned)
     merged["elapsed_seconds"] = run.record.get("elapsed_seconds")
+    merged.setdefault("predicted_duration_seconds", run.table("plan", "duration").get("seconds"))
     return merged
 
 

@@ -20,7 +20,7 @@ from lorafit.report.html.words import (
     show_tokens,
     show_whole,
 )
-from lorafit.units import format_bytes, format_count, format_duration
+from lorafit.units import format_about, format_bytes, format_count, format_duration
 
 _EXIT_CODES = {
     "completed": ExitCode.OK,
@@ -160,9 +160,9 @@ def _tiles(run: RunData, figures: dict[str, Any]) -> list[Tile]:
         Tile("Throughput", show_per_second(figures["tokens_per_second"]), tokens),
         Tile("Peak memory", *_memory_words(figures)),
     ]
-    elapsed = figures["elapsed_seconds"]
+    elapsed = figures.get("duration_seconds", figures["elapsed_seconds"])
     if isinstance(elapsed, int | float):
-        tiles.append(Tile("Time", format_duration(elapsed), "with validation and saving"))
+        tiles.append(Tile("Time", format_duration(elapsed), _duration_words(figures)))
     return tiles
 
 
@@ -180,6 +180,15 @@ def _best(figures: dict[str, Any]) -> str:
     if best is None:
         return "no validation ran"
     return f"best {show_loss(best)} at step {step}"
+
+
+def _duration_words(figures: dict[str, Any]) -> str:
+    predicted = figures.get("predicted_duration_seconds")
+    if not predicted:
+        return "with validation and saving"
+    low, high = (figures.get(f"predicted_{end}_duration_seconds") for end in ("low", "high"))
+    between = f", {format_about(low)} to {format_about(high)}" if low and high else ""
+    return f"predicted {format_about(predicted)}{between}"
 
 
 def _memory_words(figures: dict[str, Any]) -> tuple[str, str]:

@@ -21,10 +21,11 @@ from lorafit.config.layers import Origin, Resolved
 from lorafit.config.schema import Settings
 from lorafit.hardware.info import DeviceInfo
 from lorafit.memory.architecture import Architecture, read_architecture
-from lorafit.memory.estimate import Estimate, Peak, compute_dtype, verdict_of, verdict_reason
-from lorafit.memory.planner import FittedPlan
+from lorafit.memory.device import compute_dtype
+from lorafit.memory.estimate import Estimate, Peak, verdict_of, verdict_reason
+from lorafit.memory.planner import PAD_TO_MULTIPLE, FittedPlan, estimate_with_cache
 from lorafit.model.source import ModelSource
-from lorafit.training.fit import estimate_run, model_config
+from lorafit.training.fit import StepEstimate, estimate_run, fit_to_memory, model_config
 from lorafit.units import MIB, format_bytes
 
 _FP32_BYTES = 4
@@ -185,19 +186,46 @@ def _with_generation(
     )
 
 
-def fit_method(
+def fit_run(
     resolved: Resolved,
     batch: BatchPlan,
-    source: ModelSource,
+    config: dict[str, Any],
     device: DeviceInfo,
     lengths: Sequence[int],
+    estimate_step: StepEstimate = estimate_with_cache,
+) -> tuple[Resolved, FittedPlan]:
+    """Return the settings of a run of any method with a micro-batch that fits, and the search.
+
+    Args:
+        resolved: the settings, as they were asked for.
+        batch: the effective batch, which stays what it is, and the devices.
+        config: config.json of the base model, see `model_config`.
+        device: where each process runs.
+        lengths: tokens of each row of the data, or of each bin of packed rows.
+        estimate_step: the memory of a training step.
+    """
+    fit = fit_to_memory if resolved.settings.method == "sft" else _fit_method
+    return fit(resolved, batch, config, device, lengths, estimate_step)
+
+
+def _fit_method(
+    resolved: Resolved,
+    batch: BatchPlan,
+    config: dict[str, Any],
+    device: DeviceInfo,
+    lengths: Sequence[int],
+    estimate_step: StepEstimate,
 ) -> tuple[Resolved, FittedPlan]:
     """Return the settings with the largest micro-batch that fits, and how it was searched for.
 
     A micro-batch without checkpointing is taken before one with it: it computes nothing twice. The
-    effective batch stays what it is; where nothing fits, so do the settings.
+    effective batch stays what it is; where nothing fits, so do the settings. `config` is
+    config.json of the base model, `lengths` the tokens of each row of the data.
     """
     settings = resolved.settings
+    longest = max(lengths)
+    padded = -(-longest // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+    num_layers = read_architecture(config).num_layers
     effective = batch.effective_batch_size
     sizes = [n for n in range(min(effective, len(lengths)), 0, -1) if effective % n == 0]
     limit = settings.memory_fraction * device.usable_bytes
@@ -213,12 +241,14 @@ def fit_method(
                 "effective_batch_size": None,
             }
             candidate = settings.model_copy(update=changed)
-            split = replace(
-                batch,
-                per_device_train_batch_size=size,
-                gradient_accumulation_steps=effective // size,
-            )
-            estimate = estimate_method_run(candidate, split, source, device, max(lengths))
+            step = candidate.model_copy(update={"max_length": padded})
+
+            def step_of(rows: int, step: Settings = step) -> Estimate:
+                wide = step.model_copy(update={"per_device_train_batch_size": rows})
+                return estimate_step(wide, config, device)
+
+            asked = candidate.model_copy(update={"max_length": longest})
+            estimate = estimate_with_method(asked, config, device, step_of)
             tried += 1
             if estimate.peak.process_bytes > limit:
                 continue
@@ -232,9 +262,7 @@ def fit_method(
                 f"{2 * len(sizes)} plans, from the largest, that fits "
                 f"{settings.memory_fraction:.0%} of {format_bytes(device.usable_bytes)}"
             )
-            layers = read_architecture(model_config(source)).num_layers
-            fitted = FittedPlan(candidate, estimate, (), layers, reason)
+            fitted = FittedPlan(candidate, estimate, (), num_layers, reason)
             return replace(resolved, settings=candidate, origins=origins), fitted
-    layers = read_architecture(model_config(source)).num_layers
     reason = f"none of {tried} plans fits {settings.memory_fraction:.0%} of the device's memory"
-    return resolved, FittedPlan(None, estimate, (), layers, reason)
+    return resolved, FittedPlan(None, estimate, (), num_layers, reason)

@@ -14,8 +14,8 @@ from lorafit.text import excerpt
 from lorafit.training.folder import Start, machine_facts
 from lorafit.training.loop import train_to_end
 from lorafit.training.oom import MemoryRecovery, is_out_of_memory
-from lorafit.training.plan import RunPlan
 from lorafit.training.rl.rewards import load_reward_functions
+from lorafit.training.run_plan import RunPlan
 from lorafit.training.signals import StopRequest
 
 if TYPE_CHECKING:

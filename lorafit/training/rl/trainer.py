@@ -4,31 +4,20 @@ The step is TRL's: answers, rewards, advantages and loss (GRPO), or log-probabil
 (DPO). What is kept of a run, when it stops and how it goes on is lorafit's, as for sft.
 """
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
 from lorafit.config.schema import Settings
 from lorafit.data.encoding import encode_prompt
-from lorafit.errors import DivergedError
-from lorafit.model.step import clip_gradients, make_optimizer
-from lorafit.report.records import RunObserver, StepRecord
-from lorafit.training import layout, state
-from lorafit.training.checkpoint import vanished, write_checkpoint
-from lorafit.training.health import LossWatch, count_adapters, idle_adapters, idle_warning
-from lorafit.training.memory_use import memory_in_use, reset_peak
-from lorafit.training.oom import MemoryRecovery
+from lorafit.training.checkpoint import write_checkpoint
 from lorafit.training.retention import prune_checkpoints
 from lorafit.training.rl.prepare import beta_of
-from lorafit.training.signals import StopRequest
-from lorafit.training.snapshot import Snapshot, load_weights
+from lorafit.training.run_trainer import RunTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,47 +33,19 @@ _FIGURES = {
 }
 
 
-class _RunMixin:
+class _RunMixin(RunTrainer):
     """What both trainers do the same way; it comes before TRL's trainer in the bases."""
 
-    model: Any
-    args: Any
-    state: Any
-    control: Any
-    accelerator: Any
     _metrics: Any
 
-    def __init__(
-        self,
-        *,
-        model: "PeftModel",
-        settings: Settings,
-        run_id: str,
-        observers: Sequence[RunObserver],
-        stop: StopRequest,
-        recovery: MemoryRecovery,
-        facts: Mapping[str, Any],
-        note: Callable[[str], None],
-        **arguments: Any,
-    ) -> None:
-        """Prepare a run; the arguments are those of `LoraTrainer`, and TRL's."""
-        self._settings = settings
-        self._run_id = run_id
-        self._observers = observers
-        self._stop = stop
-        self._recovery = recovery
-        self._facts = dict(facts)
-        self._note = note
-        self._loss_watch = LossWatch()
-        self._last: StepRecord | None = None
-        self._gradients_checked = False
+    def __init__(self, *, model: "PeftModel", **arguments: Any) -> None:
+        """Prepare a run; the other `arguments` are those of `RunTrainer` and of TRL's trainer."""
         self._tokens = [0, 0]
-        self._step_started = time.perf_counter()
         # TRL makes the adapters of a quantized base bf16, and adds a copy of the adapter as the
         # reference. Here adapters are fp32 masters, and the reference is the model with its
         # adapter off, which is what training started from: LoRA's B is zero then.
         kept = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-        super().__init__(model=model, **arguments)  # type: ignore[call-arg]  # TRL's trainer
+        super().__init__(model=model, **arguments)
         if "ref" in model.peft_config:
             model.delete_adapter("ref")
         model.set_adapter("default")
@@ -92,49 +53,13 @@ class _RunMixin:
             parameter.requires_grad_(name in kept)
             if name in kept:
                 parameter.data = kept[name]
-        self.add_callback(_Flow(self))  # type: ignore[attr-defined]  # transformers' trainer
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
 
-    # -- One step --------------------------------------------------------------------------
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Create the optimizer over the trainable parameters."""
-        if getattr(self, "optimizer", None) is None:
-            self.optimizer = make_optimizer(self.model if model is None else model, self._settings)
-        return self.optimizer
-
-    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        self.accelerator.unscale_gradients()
-        return clip_gradients(parameters, self._settings.max_grad_norm)
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
-        """Return the gradient norm; refuse to update from one that is not finite."""
-        if grad_norm is None:
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            grad_norm = torch.nn.utils.get_total_norm(gradients)
-        norm, loss = float(grad_norm), float(self._tr_loss)  # type: ignore[attr-defined]
-        skips_overflow = self.accelerator.scaler is not None
-        if not math.isfinite(loss) or not (math.isfinite(norm) or skips_overflow):
-            raise DivergedError(
-                f"step {self.state.global_step + 1}: loss {loss:g}, gradient norm {norm:g}; the "
-                "update was not applied",
-                hint=f"learning_rate was {self._settings.learning_rate:g} at its peak: try a lower "
-                "one, or --compute-dtype float32; the last checkpoint is intact",
-            )
-        return norm
-
-    def check_gradients(self) -> None:
-        """Say once if adapters get no gradient at all over a step that has one."""
-        if not self._gradients_checked and self._last is not None and self._last.grad_norm > 0:
-            self._gradients_checked = True
-            warning = idle_warning(idle_adapters(self.model), count_adapters(self.model))
-            if warning is not None:
-                self._note(warning)
-
-    # -- Records ---------------------------------------------------------------------------
+    def _expects_gradients(self) -> bool:
+        # Answers that are all rewarded the same teach nothing, and such a step may come first.
+        return self._last is not None and self._last.grad_norm > 0
 
     def count_tokens(self, tokens: int, learnt: int) -> None:
         """Add to the tokens of the step."""
@@ -147,120 +72,36 @@ class _RunMixin:
             return
         means = {name: fmean(values) for name, values in self._metrics["train"].items() if values}
         self._metrics["train"].clear()
-        seconds = time.perf_counter() - self._step_started
-        memory = memory_in_use(self.args.device)
-        figures = {ours: means[theirs] for ours, theirs in _FIGURES.items() if theirs in means}
+        figures: dict[str, Any] = {
+            ours: means[theirs] for ours, theirs in _FIGURES.items() if theirs in means
+        }
         by_function = {
             name.split("/")[1]: value
             for name, value in means.items()
             if name.startswith("rewards/") and name.endswith("/mean")
         }
-        record = StepRecord(
-            step=self.state.global_step,
-            loss=logs["loss"],
-            learning_rate=logs["learning_rate"],
-            grad_norm=float(logs["grad_norm"]),
-            epoch=float(self.state.epoch or 0.0),
-            tokens=self._tokens[0],
-            supervised_tokens=self._tokens[1],
-            tokens_per_second=self._tokens[0] / seconds,
-            seconds=seconds,
-            memory_allocated_bytes=memory.allocated_bytes,
-            memory_reserved_bytes=memory.reserved_bytes,
-            rewards=by_function or None,
-            **figures,
-        )
-        self._last = record
-        for observer in self._observers:
-            observer.on_step(record)
+        record = self._record_step(logs, *self._tokens, rewards=by_function or None, **figures)
+        self._hand_out(record)
         if self._settings.method == "dpo":
             # GRPO's loss is about 0 by construction, and says nothing about health.
-            warning = self._loss_watch.look(
-                record.step, record.loss, record.grad_norm, self._settings.max_grad_norm
-            )
-            if warning is not None:
-                self._note(warning)
+            self._watch_loss(record)
 
     def restart_clock(self) -> None:
         """Begin the time, the tokens and the memory peak of the next step."""
-        reset_peak(self.args.device)
+        super().restart_clock()
         self._tokens = [0, 0]
-        self._step_started = time.perf_counter()
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         super()._maybe_log_save_evaluate(*arguments, **options)  # type: ignore[misc]
         self.restart_clock()
 
-    @property
-    def is_asked_to_stop(self) -> bool:
-        """Whether a signal asked the run to stop."""
-        return self._stop.received is not None
-
-    # -- Checkpoints -----------------------------------------------------------------------
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step, run_dir = self.state.global_step, Path(self.args.output_dir)
-        facts = dict(self._facts)
-        if self._last is not None and self._last.step == step:
-            facts["loss"] = self._last.loss
-
-        def write(folder: Path) -> None:
-            self._snapshot().write(folder)
-            self.state.save_to_json(str(folder / layout.TRAINER_STATE))
-
-        folder = write_checkpoint(run_dir, step, self._run_id, write, facts, self._note)
+        facts = self._facts_now()
+        folder = write_checkpoint(run_dir, step, self._run_id, self._write_state, facts, self._note)
         prune_checkpoints(run_dir, self._settings.save_total_limit, self._run_id)
         for observer in self._observers:
             observer.on_checkpoint(step, folder)
-
-    def _snapshot(self) -> Snapshot:
-        optimizer: Any = self.optimizer
-        return Snapshot(
-            self.model,
-            getattr(optimizer, "optimizer", optimizer),
-            self.lr_scheduler,  # type: ignore[attr-defined]  # transformers' trainer
-            self.accelerator.scaler,
-            self._recovery,
-        )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.model, Path(resume_from_checkpoint))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self._snapshot().load_optimizer(Path(checkpoint))
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self._snapshot().load_scaler(Path(checkpoint))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            state.load_rng(Path(checkpoint))
-
-
-class _Flow(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """The points of the loop where lorafit listens or steers."""
-
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # A checkpoint's counters bring its own intervals along; those of this command hold.
-        state.compute_steps(args, state.max_steps)
-        self._trainer.restart_clock()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        run_dir = Path(args.output_dir)
-        if not run_dir.is_dir():
-            raise vanished(run_dir, f"the run stops after step {state.global_step}")
-        # Between steps nothing is generated, scored or accumulated that a checkpoint would miss.
-        if self._trainer.is_asked_to_stop:
-            control.should_save = True
-            control.should_training_stop = True
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._trainer.check_gradients()
 
 
 class _PromptOrder(torch.utils.data.Sampler[int]):

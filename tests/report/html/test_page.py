@@ -102,6 +102,26 @@ def test_text_of_a_run_is_text_on_the_page(tmp_path):
     assert visible(page).count("<b>bold</b> </script><script>window.hacked = 1</script>") >= 4
 
 
+def test_runs_over_other_rows_have_no_lowest_loss_and_say_why(tmp_path):
+    folders = [
+        write_run(tmp_path / "plain", scale=1.0),
+        write_run(
+            tmp_path / "asked", scale=0.5, prompt_template="Q: {q}", completion_template="{a}"
+        ),
+    ]
+    said = visible(page_of(*folders))
+    assert "lowest" not in said
+    assert (
+        "Losses of these runs do not compare: they differ in prompt_template, completion_template."
+        in said
+    )
+
+
+def test_an_answer_of_nothing_says_so(tmp_path):
+    sample = {"step": 10, "prompt": "Why?", "completion": " \n", "reference": "Because."}
+    assert "step 10 (nothing)" in visible(page_of(write_run(tmp_path / "r", samples=(sample,))))
+
+
 def test_several_runs_are_compared_by_results_and_settings(tmp_path):
     folders = [
         write_run(tmp_path / "low", learning_rate=1e-4, scale=1.0),
@@ -112,6 +132,7 @@ def test_several_runs_are_compared_by_results_and_settings(tmp_path):
     assert "2 runs" in said
     assert re.search(r"low completed 200 [\d.]+ [\d.]+ [\d.]+ at \d+ [\d,]+ 801 MiB", said)
     assert re.search(r"high interrupted .*? lowest", said)
+    assert "do not compare" not in said
     assert "learning_rate 0.0001 0.0003" in said
     assert "lora_r" not in said
     assert "Circumstances None." in said

@@ -1,0 +1,108 @@
+"""A short run, followed by a tracker in a process of its own: `python followed.py NAME FOLDER`.
+
+The libraries start threads and processes, keep what they read of the environment, and write the
+rest at the end of the process. After its end, everything that a person has is there.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tiny import ROOT, child_environment
+
+from lorafit.config.schema import Settings
+from lorafit.report.records import StepRecord
+from lorafit.report.tracker import tracked_config
+from lorafit.report.trackers import TRACKERS
+
+RUN_ID = "0123456789abcdef0123456789abcdef"
+# A library that finds itself in a test says less of itself.
+_LEFT_OUT = ("WANDB_", "MLFLOW_", "TRACKIO_", "PYTEST_", "CI")
+_ASKED = "asked-for"
+
+
+def record(step, **changes):
+    values = {
+        "step": step, "loss": 3.0 - step, "learning_rate": 1e-4, "grad_norm": 1.0, "epoch": 0.5,
+        "tokens": 100, "supervised_tokens": 40, "tokens_per_second": 50.0, "seconds": 2.0,
+        "memory_allocated_bytes": 10, "memory_reserved_bytes": 20 + step,
+    }  # fmt: skip
+    return StepRecord(**{**values, **changes})
+
+
+def follow(tracker, steps=(1, 2, 3), first_step=0):
+    """Let a tracker follow a short run; the last step is validated."""
+    tracker.on_start(3, first_step)
+    for step in steps:
+        tracker.on_step(record(step, **({"validation_loss": 1.5} if step == 3 else {})))
+    tracker.on_end()
+    return tracker
+
+
+def environment_of(run_dir: Path, **changes: str) -> dict[str, str]:
+    """Return the environment of a person who has set nothing up for any tracker."""
+    known = child_environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", PYTHONWARNINGS="ignore")
+    mine = {k: v for k, v in known.items() if not k.startswith(_LEFT_OUT)}
+    return {**mine, "HOME": str(run_dir.parent), "TEST_MARK": str(run_dir), **changes}
+
+
+def follow_alone(name: str, run_dir: Path, *steps: int, first_step: int = 0) -> None:
+    """Follow steps with a tracker in a process of its own; nothing of it may stay behind."""
+    run_dir.mkdir(exist_ok=True)
+    arguments = [name, run_dir, first_step, *steps]
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)],
+        env=environment_of(run_dir),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    asked = run_dir / _ASKED
+    assert not asked.exists(), f"{name} looked for {asked.read_text()}"
+    wait_until_gone(run_dir)
+
+
+def wait_until_gone(run_dir: Path) -> None:
+    """Wait until no process with the run's environment is left."""
+    deadline = time.monotonic() + 300
+    while left := [process for process in psutil.process_iter() if _is_of(process, run_dir)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def _is_of(process: psutil.Process, run_dir: Path) -> bool:
+    try:
+        return process.environ().get("TEST_MARK") == str(run_dir)
+    except (psutil.Error, OSError):
+        return False
+
+
+def _refuse_network(run_dir: Path) -> None:
+    """Write down the hosts that are looked for, and find none of them."""
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.getaddrinfo" and arguments[0] not in (None, "localhost", "127.0.0.1"):
+            with (run_dir / _ASKED).open("a") as file:
+                file.write(f"{arguments[0]}\n")
+            raise OSError("this process has no network")
+
+    sys.addaudithook(audit)
+
+
+def main(name: str, folder: str, first_step: str, *steps: str) -> None:
+    run_dir = Path(folder)
+    _refuse_network(run_dir)
+    config = tracked_config(Settings(lora_r=4, data="rows.jsonl"))
+    tracker = follow(
+        TRACKERS[name](run_dir, RUN_ID, config), [int(step) for step in steps], int(first_step)
+    )
+    if tracker.failure is not None:
+        raise SystemExit(tracker.failure)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
