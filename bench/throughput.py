@@ -32,7 +32,9 @@ from lorafit.files import sha256_of, write_json
 from lorafit.hardware.detect import detect_device
 
 BENCH = Path(__file__).absolute().parent
-FULL_ROWS, FULL_ROUNDS = 500, 3
+FULL_ROWS = 500
+FULL_ROUNDS = {"10m": 3, "60m": 1}
+"""A round of the larger model takes more than half an hour."""
 QUICK_ROWS, QUICK_ROUNDS = 48, 1
 QUICK_PEERS = (OURS, STOCK, REFERENCE, "trl")
 _STACK = ("lorafit", "torch", "transformers", "peft", "accelerate", "trl")
@@ -77,7 +79,8 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--size", choices=tuple(SHAPES), default="10m", help="model size")
     parser.add_argument("--rows", type=int, help=f"training rows (default: {FULL_ROWS})")
-    parser.add_argument("--rounds", type=int, help=f"rounds (default: {FULL_ROUNDS})")
+    rounds = ", ".join(f"{count} of {size}" for size, count in FULL_ROUNDS.items())
+    parser.add_argument("--rounds", type=int, help=f"rounds (default: {rounds})")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -105,7 +108,8 @@ def _parse_arguments() -> argparse.Namespace:
         )
     options = parser.parse_args()
     options.rows = options.rows or (QUICK_ROWS if options.quick else FULL_ROWS)
-    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else FULL_ROUNDS)
+    full_rounds = FULL_ROUNDS[options.size]
+    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else full_rounds)
     options.peers = _chosen_peers(parser, options)
     return options
 
@@ -126,7 +130,7 @@ def _chosen_peers(parser: argparse.ArgumentParser, options: argparse.Namespace) 
 
 def _is_full(options: argparse.Namespace) -> bool:
     usual = {key for key, peer in PEERS.items() if peer.in_every_run}
-    enough = options.rows >= FULL_ROWS and options.rounds >= FULL_ROUNDS
+    enough = options.rows >= FULL_ROWS and options.rounds >= FULL_ROUNDS[options.size]
     return enough and usual <= set(options.peers)
 
 
