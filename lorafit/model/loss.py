@@ -25,7 +25,6 @@ from lorafit.model.lean.products import (
     fitting_rows,
     linear,
     project,
-    split_rows,
     weight_gradient,
 )
 
@@ -93,23 +92,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             hidden, update, ctx.needs_input_grad[0], any(ctx.needs_input_grad[8:])
         )
         rows = chunk_rows(weight.shape[0], device_type(hidden))
-        stop = 0
-        for number, size in enumerate(split_rows(hidden.shape[0], rows)):
-            start, stop = stop, stop + size
-            part = slice(start, stop)
-            logits = linear(hidden[part], weight, bias)
+        for number, start in enumerate(range(0, hidden.shape[0], rows)):
+            part = slice(start, min(start + rows, hidden.shape[0]))
+            count = part.stop - start
+            # Rows that only make the products quick; each row is computed by itself.
+            missing = fitting_rows(count) - count
+            logits = linear(_padded(hidden[part], missing), weight, bias)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             adapted = None
             if update is not None:
                 adapted = _AdaptedChunk(hidden[part], update, number)
-                adapted.add_to(logits)
-            loss, of_logits = _chunk(
-                logits, targets[part], smoothing, softcap, divisor, gradients.are_wanted
+                adapted.add_to(logits[:count])
+            losses, of_logits = _chunk(
+                logits,
+                _padded(targets[part], missing),
+                smoothing,
+                softcap,
+                divisor,
+                gradients.are_wanted,
             )
-            total += loss
+            total += losses[:count].sum() / divisor
             if of_logits is not None:
                 _take_back(of_logits, weight, adapted, gradients, part)
-            del logits, of_logits, adapted
+            del logits, losses, of_logits, adapted
         ctx.dtype = hidden.dtype
         ctx.scale = 1.0 if update is None else update.scale / (1 - update.dropout)
         ctx.save_for_backward(gradients.hidden, gradients.a, gradients.b)
@@ -172,10 +177,19 @@ def _take_back(
     part: slice,
 ) -> None:
     """Put what a chunk's gradient of the logits [n, V] means for its inputs into `gradients`."""
+    count = part.stop - part.start
     if gradients.hidden is not None:
-        gradients.hidden[part].copy_(linear(of_logits.to(weight.dtype), weight.t(), None))
+        product = linear(of_logits.to(weight.dtype), weight.t(), None)
+        gradients.hidden[part].copy_(product[:count])
     if adapted is not None:
-        adapted.take_back(of_logits, gradients, part)
+        adapted.take_back(of_logits[:count], gradients, part)
+
+
+def _padded(rows: torch.Tensor, missing: int) -> torch.Tensor:
+    """Return rows [n, ...] with zeros behind them."""
+    if not missing:
+        return rows
+    return functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, missing))
 
 
 def _chunk(
@@ -186,11 +200,11 @@ def _chunk(
     divisor: torch.Tensor | float,
     wants_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the loss of fp32 logits [n, V], and its gradient with respect to them.
+    """Return the losses [n, 1] of fp32 logits [n, V], and the gradient of their sum over a divisor.
 
-    With p = softmax(z) and target distribution q = (1 - s) onehot + s / V, the loss is
-    logsumexp(z) - q.z and its gradient with respect to z is p - q, both over the divisor. Logits
-    become exponentials and these the gradient in one and the same memory.
+    With p = softmax(z) and target distribution q = (1 - s) onehot + s / V, a loss is
+    logsumexp(z) - q.z and its gradient with respect to z is p - q. Logits become exponentials
+    and these the gradient in one and the same memory.
     """
     slope = None
     if softcap is not None:
@@ -205,7 +219,7 @@ def _chunk(
         loss -= smoothing * logits.mean(dim=-1, keepdim=True)
     exponentials = logits.exp_()
     total = exponentials.sum(dim=-1, keepdim=True)
-    loss = (loss + total.log()).sum() / divisor
+    loss += total.log()
     if not wants_gradient:
         return loss, None
     # Divided while it is wide: the divisor itself would be rounded to 16 bit.

@@ -4,6 +4,7 @@ from torch.nn import functional
 
 from lorafit.model import loss
 from lorafit.model.chunks import chunk_rows
+from lorafit.model.lean import products
 from lorafit.model.lean.dropout import keep_mask
 from lorafit.model.loss import HeadUpdate, chunked_cross_entropy, locate_targets
 
@@ -16,6 +17,14 @@ def _small_chunks(monkeypatch):
     monkeypatch.setattr(loss, "chunk_rows", lambda *_: 4)
 
 
+@pytest.fixture(params=[False, True], ids=["blas", "onednn"])
+def _either_library(request):
+    """With oneDNN a chunk has rows of padding."""
+    products.use_onednn(request.param)
+    yield
+    products.use_onednn(False)
+
+
 def problem(dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(11, 8, dtype=dtype, generator=generator, requires_grad=True)
@@ -24,6 +33,7 @@ def problem(dtype=torch.float64):
     return hidden, weight, bias, torch.randint(0, 17, (11,), generator=generator)
 
 
+@pytest.mark.usefixtures("_either_library")
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -54,6 +64,7 @@ def factors_of(dtype=torch.float64):
     return a, torch.randn(17, 3, dtype=dtype, generator=generator, requires_grad=True)
 
 
+@pytest.mark.usefixtures("_either_library")
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize(("smoothing", "softcap"), [(0.0, None), (0.1, 3.0)])
 def test_an_adapted_output_layer_has_loss_and_gradients_of_all_logits_at_once(

@@ -72,14 +72,6 @@ def _takes_onednn(tensor: torch.Tensor) -> bool:
     )
 
 
-def split_rows(count: int, most: int) -> list[int]:
-    """Return sizes of at most `most` that add up to `count`, all but the last fit for oneDNN."""
-    sizes = [most] * (count // most)
-    rest = count % most
-    odd = rest % CPU_ROW_MULTIPLE if _onednn else 0
-    return [*sizes, *(size for size in (rest - odd, odd) if size)]
-
-
 def fitting_rows(count: int) -> int:
     """Return the next number of rows that oneDNN takes, where it is in use."""
     return -(-count // CPU_ROW_MULTIPLE) * CPU_ROW_MULTIPLE if _onednn else count

@@ -75,7 +75,8 @@ def draw(seed: int) -> Combination:
         "label_smoothing_factor": choose.choice([0.0, 0.0, 0.2]),
         "max_grad_norm": choose.choice([0.0, 0.05, 1.0]),
         "weight_decay": choose.choice([0.0, 0.1]),
-        "optim": choose.choice(["adamw_torch", "adamw_torch_fused", "sgd", "adafactor"]),
+        # Others make whole updates of gradients that are rounding alone.
+        "optim": "sgd",
     }
     if settings["gradient_checkpointing"] and choose.random() < 0.5:
         settings["checkpointed_layers"] = 1
@@ -85,11 +86,7 @@ def draw(seed: int) -> Combination:
 
 
 def make_steps(seed: int) -> list[list[dict[str, list[int]]]]:
-    """Return the rows of each step, from two tokens on; each has something to learn.
-
-    One row of each step is long enough for queries and keys to matter: where their gradients are
-    rounding alone, Adam and Adafactor would make whole updates of it.
-    """
+    """Return the rows of each step, from two tokens on; each has something to learn."""
     choose = random.Random(seed)
     steps = []
     for _ in range(STEPS):
@@ -109,7 +106,7 @@ def count_targets(row: dict[str, list[int]]) -> int:
 def build(case: Combination, kernels: str) -> tuple[Any, Settings]:
     from transformers import AutoModelForCausalLM
 
-    settings = Settings(**case.settings, kernels=kernels, lora_dropout=0.0, learning_rate=1e-3)
+    settings = Settings(**case.settings, kernels=kernels, lora_dropout=0.0, learning_rate=1e-2)
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(
         _config(case.architecture, dict(case.shape)),
@@ -177,7 +174,7 @@ def check_combination(seed: int) -> None:
     moved = sum(float((after[name] - before[name]).square().sum()) for name in after)
     apart = sum(float((after[name] - weights[name]).square().sum()) for name in after)
     assert moved > 0, case
-    assert apart <= 1e-6 * moved, case
+    assert apart <= 1e-8 * moved, case
 
 
 pytestmark = pytest.mark.usefixtures("quiet_libraries")

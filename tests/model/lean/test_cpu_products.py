@@ -59,12 +59,15 @@ def test_gradients_by_onednn_are_those_of_torch(adapted, gradients):
         torch.testing.assert_close(got[1][name], expected[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_only_rows_in_whole_multiples_go_to_onednn_and_the_loss_splits_off_the_others():
-    assert products.split_rows(300, 128) == [128, 128, 44]
+def test_rows_are_rounded_up_to_what_onednn_takes():
+    products.use_onednn(False)
+    assert products.fitting_rows(300) == 300
     products.use_onednn(True)
-    assert products.split_rows(300, 128) == [128, 128, 44]
-    assert products.split_rows(500, 256) == [256, 192, 52]
-    assert products.split_rows(0, 256) == []
+    assert [products.fitting_rows(count) for count in (0, 1, 64, 300)] == [0, 64, 64, 320]
+
+
+def test_only_rows_in_whole_multiples_go_to_onednn():
+    products.use_onednn(True)
     weight = torch.randn(5, 12)
     for rows in (64, 65):
         product = products.linear(torch.ones(rows, 12), weight, None)
