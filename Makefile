@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TRACKERS := $(VENV)/trackers
 
 .PHONY: demo setup test faults lint type docs clean
 
@@ -10,7 +11,7 @@ demo: $(READY)  ## See it work: tiny model, bundled data, CPU, offline
 	$(BIN)/lorafit demo --output-dir outputs/demo
 	@echo "to type lorafit yourself, once in each terminal: . $(BIN)/activate"
 
-setup: $(READY)
+setup: $(READY) $(TRACKERS)/.ready
 
 # constraints.txt keeps torch at the tested version; reinstalled only when it or pyproject changes.
 # A Python that is too old, or Debian's without python3-venv, is told before PyTorch is downloaded.
@@ -25,7 +26,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
-test: $(READY)  ## The default tests: CPU, offline, deterministic
+# W&B, MLflow and trackio bring dozens of packages, some older than those of lorafit, and TRL imports
+# what it finds: they lie in an environment of their own, over the other, for their tests alone.
+$(TRACKERS)/.ready: $(READY)
+	$(BIN)/python -m venv $(TRACKERS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    >"$$($(TRACKERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	$(TRACKERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -e '.[wandb,mlflow,trackio]'
+	touch $(TRACKERS)/.ready
+
+test: $(READY) $(TRACKERS)/.ready  ## The default tests: CPU, offline, deterministic
 	$(BIN)/python -m pytest
 
 faults: $(READY)  ## Both reliability matrices: every row that this machine can show, and its table

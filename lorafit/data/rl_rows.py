@@ -7,7 +7,7 @@ from typing import Any
 from lorafit.config.schema import Settings
 from lorafit.data.chat import ChatFormat, load_chat_format
 from lorafit.data.dataset import IGNORED_LABEL, NO_ROWS, TokenizedDataset
-from lorafit.data.encoding import encode_prompt
+from lorafit.data.encoding import encode_prompt, verify_embedded
 from lorafit.data.fingerprint import file_state, hash_file, hash_records, verify_unchanged
 from lorafit.data.load import TrainingData
 from lorafit.data.preferences import read_conversations
@@ -141,6 +141,7 @@ class _Builder:
         taken = sorted(_RESERVED & row.fields.keys())
         if taken:
             raise RowError(f"the field {taken[0]!r} has a name that grpo uses itself: rename it")
+        verify_embedded(self._tokenizer, text)
         settings = self._settings
         room = settings.max_length - settings.max_completion_length
         tokens = len(encode_prompt(self._tokenizer, text))

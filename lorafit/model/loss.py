@@ -96,7 +96,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(start, min(start + rows, hidden.shape[0]))
             count = part.stop - start
             # Rows that only make the products quick; each row is computed by itself.
-            missing = fitting_rows(count) - count
+            missing = fitting_rows(count, hidden) - count
             logits = linear(_padded(hidden[part], missing), weight, bias)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             adapted = None
@@ -336,7 +336,7 @@ def _hidden_states_at(positions: torch.Tensor, model: Any, body: Mapping[str, An
     The last layer is asked for no others, where it knows how; see `lean.layers`.
     """
     num_tokens, count = body["input_ids"].numel(), positions.shape[0]
-    padded = fitting_rows(count)
+    padded = fitting_rows(count, positions)
     options = {}
     if padded < num_tokens * (1 - _WORTH_DROPPING):
         options["read_positions"] = functional.pad(positions, (0, padded - count))

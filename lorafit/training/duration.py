@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _SAME_SPREAD, _OTHER_SPREAD = 1.25, 1.6
 """Factor by which a run like an earlier one may be slower or faster, and one of another batch or
-length of rows: see bench/results/duration_cpu.md."""
+length of rows: round figures, for a machine that does nothing else. bench/duration.py holds runs
+against them."""
 _LIKE_ROWS = 1.25
 """Rows whose mean lengths differ by less than this factor are alike."""
 _RECENT_RUNS = 5

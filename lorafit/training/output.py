@@ -105,8 +105,15 @@ def require_checkpoint_folder(resume: str | None) -> None:
         return
     raise CheckpointError(
         f"there is no checkpoint folder {excerpt(str(resume))}",
-        hint="name a checkpoint-N folder of a run, or --resume auto",
+        hint="name a checkpoint-N folder of a run, or --resume auto" + _checkpoints_beside(resume),
     )
+
+
+def _checkpoints_beside(resume: str | None) -> str:
+    folder = os.path.dirname(str(resume)) or "."
+    found = sorted(Path(folder).glob("checkpoint-*")) if os.path.isdir(folder) else []
+    names = ", ".join(path.name for path in found)
+    return f"; {excerpt(folder)} holds {excerpt(names)}" if names else ""
 
 
 def permission_notes(folder: Path) -> list[str]:

@@ -76,3 +76,16 @@ def test_a_scan_finds_every_copy_of_the_rows_and_none_repeated(tmp_path, capsys)
     run_scan(tmp_path)
     told = json.loads(capsys.readouterr().out)
     assert (told["rows"], told["repeated"]) == (3 * rows, 0)
+
+
+def test_the_guide_tells_the_stored_figures_of_every_size():
+    results = json.loads((ROOT / "bench" / "results" / "data_scale.json").read_text())
+    guide = " ".join((ROOT / "docs" / "DATA.md").read_text().split())
+    found = [
+        (run["file_bytes"], run["sides"]["lorafit"]["first"]) for run in results["runs"].values()
+    ]
+    for size, told in [*found, (results["scan"]["file_bytes"], results["scan"]["told"])]:
+        start = guide.index(f"{size / 1e9:.2f} GB read and")
+        told_there = guide[start:].split(";")[0]
+        assert f"{told['cpu_seconds']:,.0f} seconds of processor time" in told_there
+        assert f"{told['peak_bytes']['all_anonymous'] / 2**20:,.0f} MiB" in told_there

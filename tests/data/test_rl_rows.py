@@ -4,6 +4,7 @@ from tiny import build_tokenizer, write_jsonl
 from lorafit.config.schema import Settings
 from lorafit.data.rl_rows import load_method_data
 from lorafit.errors import DataError
+from lorafit.model.tokenizer import _UNEMBEDDED
 
 
 @pytest.fixture
@@ -50,6 +51,15 @@ def test_a_prompt_that_cannot_be_used_is_named_with_its_line(load, row, message)
     with pytest.raises(DataError, match=r"rows\.jsonl:2") as caught:
         load([{"prompt": "good"}, row])
     assert message in str(caught.value)
+
+
+def test_a_prompt_with_a_token_that_the_model_does_not_embed_is_named_with_its_line(tmp_path):
+    tokenizer = build_tokenizer()
+    setattr(tokenizer, _UNEMBEDDED, ("<image>",))
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a"}, {"prompt": "see <image>"}])
+    settings = Settings(method="grpo", data=str(data), max_length=64, max_completion_length=16)
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: holds <image>, a token"):
+        load_method_data(settings, tokenizer)
 
 
 def test_a_pair_is_cut_where_the_answers_begin_and_ends_with_end_of_text(load):

@@ -4,6 +4,7 @@ The libraries start threads and processes, keep what they read of the environmen
 rest at the end of the process. After its end, everything that a person has is there.
 """
 
+import importlib.machinery
 import subprocess
 import sys
 import time
@@ -19,6 +20,9 @@ from lorafit.report.tracker import tracked_config
 from lorafit.report.trackers import TRACKERS
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
+# `make setup` gives the trackers an environment of their own, over that of the tests.
+_OWN = Path(sys.prefix) / "trackers"
+PYTHON = str(_OWN / "bin" / "python") if _OWN.exists() else sys.executable
 # A library that finds itself in a test says less of itself.
 _LEFT_OUT = ("WANDB_", "MLFLOW_", "TRACKIO_", "PYTEST_", "CI")
 _ASKED = "asked-for"
@@ -42,6 +46,12 @@ def follow(tracker, steps=(1, 2, 3), first_step=0):
     return tracker
 
 
+def is_installed(name: str) -> bool:
+    """Return whether a tracker's library can be imported by PYTHON."""
+    own = [str(path) for path in _OWN.glob("lib/python*/site-packages")]
+    return importlib.machinery.PathFinder.find_spec(name, [*own, *sys.path]) is not None
+
+
 def environment_of(run_dir: Path, **changes: str) -> dict[str, str]:
     """Return the environment of a person who has set nothing up for any tracker."""
     known = child_environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", PYTHONWARNINGS="ignore")
@@ -54,7 +64,7 @@ def follow_alone(name: str, run_dir: Path, *steps: int, first_step: int = 0) -> 
     run_dir.mkdir(exist_ok=True)
     arguments = [name, run_dir, first_step, *steps]
     done = subprocess.run(
-        [sys.executable, __file__, *map(str, arguments)],
+        [PYTHON, __file__, *map(str, arguments)],
         env=environment_of(run_dir),
         capture_output=True,
         text=True,

@@ -1,20 +1,28 @@
 """Trackers against the real libraries, offline; a library that is not installed is skipped."""
 
 import contextlib
-import importlib.util
 import json
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
-from tiny import start_lorafit
 
 from lorafit.config.schema import Settings
 from lorafit.report.tensorboard import TensorBoardLog
 from lorafit.report.tracker import Tracker, curves_of, tracked_config
 from lorafit.report.trackers import TRACKERS, make_trackers, missing_trackers
 from lorafit.report.wandb import _mode
-from report.followed import RUN_ID, environment_of, follow, follow_alone, record, wait_until_gone
+from report.followed import (
+    PYTHON,
+    RUN_ID,
+    environment_of,
+    follow,
+    follow_alone,
+    is_installed,
+    record,
+    wait_until_gone,
+)
 
 # -- What leaves this machine ------------------------------------------------------------------
 
@@ -111,7 +119,7 @@ def test_report_to_names_its_trackers_and_none_is_none(tmp_path):
 
 
 def needs(*names):
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if not is_installed(name)]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
@@ -223,11 +231,15 @@ def test_trackio_keeps_curves_and_settings_in_a_local_file(tmp_path):
 def test_a_run_is_told_to_all_trackers_at_once_and_its_json_stays_clean(train_arguments, tmp_path):
     run_dir = tmp_path / "run"
     arguments = train_arguments(run_dir, "--json", report_to="tensorboard,wandb,mlflow,trackio")
-    process = start_lorafit(*arguments, **environment_of(run_dir, WANDB_MODE="offline"))
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert json.loads(out)["status"] == "completed"
-    assert "is incomplete" not in err
+    done = subprocess.run(
+        [PYTHON, "-m", "lorafit", *arguments],
+        env=environment_of(run_dir),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "completed"
+    assert "is incomplete" not in done.stderr
     assert {"tensorboard", "wandb", "mlflow", "trackio"} <= {
         path.name for path in run_dir.iterdir()
     }

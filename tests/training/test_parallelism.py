@@ -2,11 +2,13 @@
 
 import pytest
 
+from lorafit.config.layers import Resolved
 from lorafit.config.schema import Settings
 from lorafit.hardware.detect import planned_device
+from lorafit.hardware.info import Choice
 from lorafit.memory.estimate import Estimate, Peak, verdict_of
-from lorafit.training.parallelism import choose_parallelism
-from lorafit.units import GIB
+from lorafit.training.parallelism import choose_parallelism, with_zero_stage
+from lorafit.units import GIB, format_bytes
 
 DEVICE = planned_device("a100-40gb")
 
@@ -72,3 +74,28 @@ def test_what_is_asked_for_is_done_whether_it_fits_or_not(asked, weights):
     assert choice.value == asked
     assert "as asked for" in choice.reason
     assert chosen == (estimate(weights) if asked == "ddp" else estimate(5))
+
+
+@pytest.mark.parametrize(
+    ("stage", "bytes_a_parameter", "what"),
+    [
+        (1, 8, "the adapter's optimizer state stay"),
+        (2, 12, "the adapter's optimizer state and gradients stay"),
+        (3, 12, "the adapter's optimizer state and gradients stay"),
+    ],
+)
+def test_the_reason_says_what_zero_would_have_saved_in_each_process(stage, bytes_a_parameter, what):
+    asked = Resolved(Settings(optim="adamw_torch"), {}, zero_stage=stage)
+    choice = with_zero_stage(Choice("ddp", "ddp, as asked for"), asked, 20_000_000, 4)
+    assert choice.value == "ddp"
+    assert choice.reason.startswith(f"ddp, as asked for; ZeRO {stage} is done without DeepSpeed")
+    assert what in choice.reason
+    # Three of four parts would lie in other processes.
+    assert f"{format_bytes(20_000_000 * bytes_a_parameter * 3 // 4)} more in" in choice.reason
+
+
+@pytest.mark.parametrize("stage", [None, 0])
+def test_without_a_stage_that_shares_the_reason_stays(stage):
+    choice = Choice("ddp", "ddp, as asked for")
+    asked = Resolved(Settings(), {}, zero_stage=stage)
+    assert with_zero_stage(choice, asked, 20_000_000, 4) is choice

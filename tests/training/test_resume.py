@@ -252,6 +252,9 @@ def test_an_explicit_checkpoint_is_the_one_that_is_used(
     run_lorafit, train_arguments, interrupted, tmp_path
 ):
     run_dir = interrupted(tmp_path / "run", 5)
+    outcome = run_lorafit(*train_arguments(run_dir, "--resume", run_dir / "checkpoint-3"))
+    assert outcome.code == 5
+    assert "run holds checkpoint-2, checkpoint-4, checkpoint-5" in outcome.err
     outcome = run_lorafit(*train_arguments(run_dir, "--resume", run_dir / "checkpoint-2"))
     assert outcome.code == 0, outcome.err
     assert "continuing from checkpoint-2, as asked with --resume" in outcome.err

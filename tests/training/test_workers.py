@@ -10,8 +10,10 @@ import pytest
 from tiny import child_environment
 
 KILLED = """
+import multiprocessing
 import sys
-import torch
+
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from lorafit.training.workers import with_ending_workers
 
@@ -20,12 +22,13 @@ def begin(number):
 
 def main(method):
     loader = DataLoader(
-        list(range(100)), batch_size=1, num_workers=2, multiprocessing_context=method,
+        list(range(100)), batch_size=1, num_workers=1, multiprocessing_context=method,
         worker_init_fn=begin,
     )
+    loader = Accelerator(cpu=True).prepare(loader)  # as transformers' Trainer does
     batches = iter(with_ending_workers(loader))
     next(batches)
-    print("pids", *(worker.pid for worker in batches._workers), flush=True)
+    print("pids", *(worker.pid for worker in multiprocessing.active_children()), flush=True)
     sys.stdin.read()
 
 if __name__ == "__main__":
@@ -33,7 +36,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "method", ["forkserver", *(pytest.param(m, marks=pytest.mark.slow) for m in ("fork", "spawn"))]
+)
 def test_data_workers_end_with_a_process_that_is_killed(tmp_path, method):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -47,6 +52,7 @@ def test_data_workers_end_with_a_process_that_is_killed(tmp_path, method):
             said.append(process.stdout.readline())
             assert said[-1], "it ended"
         workers = [psutil.Process(int(pid)) for pid in said[-1].split()[1:]]
+        assert workers
         process.send_signal(signal.SIGKILL)
         process.wait()
         deadline = time.monotonic() + 120
@@ -54,7 +60,7 @@ def test_data_workers_end_with_a_process_that_is_killed(tmp_path, method):
             assert time.monotonic() < deadline, f"{workers} are still there"
             time.sleep(0.1)
         # What the loader was given to begin them with was called too.
-        assert {"begun 0\n", "begun 1\n"} <= set(said) | set(process.stdout.readlines())
+        assert "begun 0\n" in {*said, *process.stdout.readlines()}
     finally:
         process.kill()
         process.communicate()

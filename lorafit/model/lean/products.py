@@ -72,9 +72,11 @@ def _takes_onednn(tensor: torch.Tensor) -> bool:
     )
 
 
-def fitting_rows(count: int) -> int:
-    """Return the next number of rows that oneDNN takes, where it is in use."""
-    return -(-count // CPU_ROW_MULTIPLE) * CPU_ROW_MULTIPLE if _onednn else count
+def fitting_rows(count: int, like: torch.Tensor) -> int:
+    """Return the next number of rows that oneDNN takes, where it multiplies such a tensor."""
+    if not (_onednn and device_type(like) == "cpu"):
+        return count
+    return -(-count // CPU_ROW_MULTIPLE) * CPU_ROW_MULTIPLE
 
 
 def frozen_product(base: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -59,11 +59,14 @@ def test_gradients_by_onednn_are_those_of_torch(adapted, gradients):
         torch.testing.assert_close(got[1][name], expected[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_rows_are_rounded_up_to_what_onednn_takes():
+def test_rows_are_rounded_up_to_what_onednn_takes_on_a_cpu():
+    rows = torch.empty(300)
     products.use_onednn(False)
-    assert products.fitting_rows(300) == 300
+    assert products.fitting_rows(300, rows) == 300
     products.use_onednn(True)
-    assert [products.fitting_rows(count) for count in (0, 1, 64, 300)] == [0, 64, 64, 320]
+    assert [products.fitting_rows(count, rows) for count in (0, 1, 64, 300)] == [0, 64, 64, 320]
+    with products.tracing_for("cuda"):
+        assert products.fitting_rows(300, rows.to("meta")) == 300
 
 
 def test_only_rows_in_whole_multiples_go_to_onednn():
