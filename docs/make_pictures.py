@@ -83,7 +83,7 @@ def _state_of(run_dir: Path) -> Any:
     fields = StepRecord.__dataclass_fields__
     for event in events[:-10]:
         state.add(StepRecord(**{name: event[name] for name in fields if name in event}))
-        state.started -= event["seconds"]
+        state.pace.started -= event["seconds"]
     samples = (run_dir / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     newest = json.loads(samples[-1])
     state.sample = describe_sample(newest["prompt"], newest["completion"])

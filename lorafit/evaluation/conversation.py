@@ -7,8 +7,8 @@ import torch
 
 from lorafit.data.chat import ChatFormat
 from lorafit.data.encoding import encode_prompt
-from lorafit.data.turns import Message
 from lorafit.data.templates import render_instruction, render_prompt
+from lorafit.data.turns import Message
 from lorafit.evaluation.generation import Sampling
 from lorafit.hardware.info import Choice
 

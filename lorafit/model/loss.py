@@ -340,11 +340,9 @@ def _hidden_states_at(positions: torch.Tensor, model: Any, body: Mapping[str, An
     options = {}
     if padded < num_tokens * (1 - _WORTH_DROPPING):
         options["read_positions"] = functional.pad(positions, (0, padded - count))
-    hidden = model.model(**body, **options, use_cache=False).last_hidden_state.flatten(0, 1)
-    if hidden.shape[0] == num_tokens:
-        chosen: torch.Tensor = hidden.index_select(0, positions)
-        return chosen
-    return hidden[:count]
+    output = model.model(**body, **options, use_cache=False)
+    hidden: torch.Tensor = output.last_hidden_state.flatten(0, 1)
+    return hidden.index_select(0, positions) if hidden.shape[0] == num_tokens else hidden[:count]
 
 
 def _update_of(output: AdaptedLinear, seeds: DropoutSeeds) -> HeadUpdate | None:
