@@ -33,12 +33,14 @@ _REWARDS = """
 def short(prompts, completions, **fields):
     return [-0.01 * len(text.split()) for text in completions]
 """
-# Variables that a command does not get: GRPO and DPO hold nothing out, a command with a batch of
-# its own has its preset's for the rest, and a longer run is not stopped every other step.
+_BATCH = ("LORAFIT_EFFECTIVE_BATCH_SIZE", "LORAFIT_PER_DEVICE_TRAIN_BATCH_SIZE")
+# Variables that a command does not get: GRPO and DPO hold nothing out, a command with a batch or
+# processes of its own has its preset's for the rest, and a longer run has its preset's pauses.
 _LEFT_OUT = {
     "--max-steps ": ("LORAFIT_EVAL_STEPS", "LORAFIT_SAVE_STEPS"),
     " --method ": ("LORAFIT_EVAL_STEPS", "LORAFIT_SAMPLE_PROMPTS"),
-    "batch": ("LORAFIT_EFFECTIVE_BATCH_SIZE", "LORAFIT_PER_DEVICE_TRAIN_BATCH_SIZE"),
+    "batch": _BATCH,
+    " --num-processes ": _BATCH,
 }
 
 

@@ -1,10 +1,11 @@
-"""A short run, followed by a tracker in a process of its own: `python followed.py NAME FOLDER`.
+"""A short run, followed by a tracker in a process of its own: `python followed.py NAME FOLDER ...`.
 
 The libraries start threads and processes, keep what they read of the environment, and write the
 rest at the end of the process. After its end, everything that a person has is there.
 """
 
 import importlib.machinery
+import json
 import subprocess
 import sys
 import time
@@ -76,6 +77,18 @@ def follow_alone(name: str, run_dir: Path, *steps: int, first_step: int = 0) -> 
     wait_until_gone(run_dir)
 
 
+def read_alone(name: str, path: Path) -> Any:
+    """Return what a file of a tracker holds, by the library's own definitions."""
+    done = subprocess.run(
+        [PYTHON, __file__, f"read-{name}", str(path)],
+        env=environment_of(path.parent),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def wait_until_gone(run_dir: Path) -> None:
     """Wait until no process with the run's environment is left."""
     deadline = time.monotonic() + 300
@@ -103,8 +116,51 @@ def _refuse_network(run_dir: Path) -> None:
     sys.addaudithook(audit)
 
 
-def main(name: str, folder: str, first_step: str, *steps: str) -> None:
+def read_wandb(log):
+    """Return history rows, configuration and the other kinds of records of a .wandb file."""
+    from wandb.proto import wandb_internal_pb2
+
+    rows, config, others = [], {}, []
+    for data in leveldb_records(log.read_bytes()):
+        entry = wandb_internal_pb2.Record()
+        entry.ParseFromString(data)
+        kind = entry.WhichOneof("record_type")
+        if kind == "history":
+            items = entry.history.item
+            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json)
+                         for item in items})  # fmt: skip
+        elif kind == "run":
+            config |= {u.key: json.loads(u.value_json) for u in entry.run.config.update}
+        else:
+            others.append(kind)
+    return rows, config, others
+
+
+def leveldb_records(data):
+    """Yield the records of a LevelDB log with W&B's header of 7 bytes.
+
+    Blocks of 32 KiB hold fragments: checksum (4 bytes), length (2), type (1: whole, 2: first,
+    3: middle, 4: last), content.
+    """
+    position, parts = 7, b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        length = int.from_bytes(data[position + 4 : position + 6], "little")
+        kind = data[position + 6]
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            yield parts
+            parts = b""
+
+
+def main(name: str, folder: str, first_step: str = "0", *steps: str) -> None:
     run_dir = Path(folder)
+    if name == "read-wandb":
+        sys.stdout.write(json.dumps(read_wandb(run_dir)))
+        return
     _refuse_network(run_dir)
     config = tracked_config(Settings(lora_r=4, data="rows.jsonl"))
     tracker = follow(

@@ -20,6 +20,7 @@ from report.followed import (
     follow,
     follow_alone,
     is_installed,
+    read_alone,
     record,
     wait_until_gone,
 )
@@ -127,51 +128,11 @@ def needs(*names):
 def test_wandb_keeps_curves_and_settings_of_an_offline_run_and_no_more(tmp_path):
     follow_alone("wandb", tmp_path / "run", 1, 2, 3)
     (log,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
-    steps, config, others = read_wandb(log)
+    steps, config, others = read_alone("wandb", log)
     assert [row["train/loss"] for row in steps] == [2.0, 1.0, 0.0]
     assert steps[-1]["validation/loss"] == 1.5
     assert config["lora_r"] == 4
     assert not {"files", "environment"} & set(others)
-
-
-def read_wandb(log):
-    """Return history rows, configuration and the other kinds of records of a .wandb file."""
-    from wandb.proto import wandb_internal_pb2
-
-    rows, config, others = [], {}, []
-    for data in leveldb_records(log.read_bytes()):
-        entry = wandb_internal_pb2.Record()
-        entry.ParseFromString(data)
-        kind = entry.WhichOneof("record_type")
-        if kind == "history":
-            items = entry.history.item
-            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json)
-                         for item in items})  # fmt: skip
-        elif kind == "run":
-            config |= {u.key: json.loads(u.value_json) for u in entry.run.config.update}
-        else:
-            others.append(kind)
-    return rows, config, others
-
-
-def leveldb_records(data):
-    """Yield the records of a LevelDB log with W&B's header of 7 bytes.
-
-    Blocks of 32 KiB hold fragments: checksum (4 bytes), length (2), type (1: whole, 2: first,
-    3: middle, 4: last), content.
-    """
-    position, parts = 7, b""
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:
-            position += 32768 - position % 32768
-            continue
-        length = int.from_bytes(data[position + 4 : position + 6], "little")
-        kind = data[position + 6]
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            yield parts
-            parts = b""
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_the_hint_is_what_continues_the_run_as_it_was(changes, typed):
     ("now", "words", "typed"),
     [
         (HERE, "rows.jsonl with 20 rows, of other content", "restore rows.jsonl to"),
-        (Origins("rows.jsonl", 21), "rows.jsonl with 20 rows then, 21 now", "restore rows.jsonl to"),
+        (Origins("rows.jsonl", 21), "rows.jsonl with 20 rows then, 21", "restore rows.jsonl to"),
         (Origins("b c.jsonl", 5), "is b c.jsonl with 5 rows, and was rows", "--data rows.jsonl to"),
     ],
 )

@@ -107,7 +107,8 @@ class _AdaptedLinears(torch.autograd.Function):
         ctx.prologue, ctx.linears, ctx.updates = prologue, linears, updates
         ctx.num_inputs, ctx.num_factors = num_inputs, len(factors)
         ctx.save_for_backward(*inputs, *factors, low, *statistics)
-        return tuple(output.view(*value.shape[:-1], -1) for output in outputs)
+        # Of no tokens at all, -1 would stand for no size.
+        return tuple(output.view(*value.shape[:-1], output.shape[-1]) for output in outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
@@ -130,7 +131,7 @@ class _AdaptedLinears(torch.autograd.Function):
             del value
         of_inputs: tuple[torch.Tensor | None, ...] = (None,) * ctx.num_inputs
         if total is not None:
-            shaped = total.view(*gradients[0].shape[:-1], -1)
+            shaped = total.view(*gradients[0].shape[:-1], total.shape[-1])
             of_inputs = ctx.prologue.backward(shaped, inputs, statistics)
         return None, None, None, None, *of_inputs, *of_factors
 

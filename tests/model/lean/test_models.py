@@ -69,6 +69,15 @@ def test_the_last_layer_computes_all_tokens_where_nearly_all_are_read(adapted, g
     assert seen == [(3, 24)]
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_micro_batch_without_any_target_has_no_loss_and_no_gradient(
+    adapted, gradients, architecture
+):
+    loss, found = gradients(adapted(architecture), prompt=24)
+    assert loss == 0
+    assert not any(gradient.any() for gradient in found.values())
+
+
 @pytest.mark.parametrize("architecture", ["phi", "llama"])
 def test_dropout_is_the_same_when_a_layer_is_computed_again(adapted, gradients, architecture):
     shape = {"resid_pdrop": 0.2} if architecture == "phi" else {}
