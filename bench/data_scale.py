@@ -287,11 +287,12 @@ def _machine(document: dict[str, Any]) -> str:
 def table(document: dict[str, Any]) -> str:
     """Return what both sides took for a file as Markdown."""
     sides = document["sides"]
+    chosen = "" if set(sides) == set(SIDES) else f" --sides {' '.join(sides)}"
     lines = [
         f"## {document['file_bytes'] / 1e9:.2f} GB, tokenized",
         "",
-        f"Written by `python bench/data_scale.py --gigabytes {document['gigabytes']:g}` on "
-        f"{_machine(document)}.",
+        f"Written by `python bench/data_scale.py --gigabytes {document['gigabytes']:g}{chosen}` "
+        f"on {_machine(document)}.",
         f"{document['rows']:,} rows of prompt and completion; a BPE tokenizer of {_VOCABULARY} "
         "ids.",
         "`lorafit` reads with all its checks (strict JSON, kinds, encodings, duplicates, SHA-256 "

@@ -189,7 +189,11 @@ def markdown(document: dict[str, Any]) -> str:
             f"{run['low_seconds']:.1f} to {run['high_seconds']:.1f} | {run['seconds']:.1f} | "
             f"{ratio:.2f} | {'yes' if is_within(run) else 'no'} |"
         )
-    return "\n".join([*lines, "", *_summary(document["runs"]), ""])
+    missing = len(RUNS) - len(document["runs"])
+    lines += ["", *_summary(document["runs"])]
+    if missing:
+        lines.append(f"- {missing} of the {len(RUNS)} runs of the script were not made")
+    return "\n".join([*lines, ""])
 
 
 def _summary(runs: list[dict[str, Any]]) -> list[str]:
