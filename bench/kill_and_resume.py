@@ -81,8 +81,8 @@ class Side:
             sizes = [_size(folder / name) for name in _TRAINER_FILES]
             return all(sizes)
         from lorafit.errors import CheckpointError
-        from lorafit.training.checkpoint import verify_checkpoint
-        from lorafit.training.layout import STATE_FILES
+        from lorafit.training.checkpoints.checkpoint import verify_checkpoint
+        from lorafit.training.checkpoints.layout import STATE_FILES
 
         try:
             verify_checkpoint(folder, STATE_FILES)

@@ -35,7 +35,7 @@ def resolve(model: Path, output_dir: Path, targets: tuple[str, ...]) -> Resolved
 
 
 def measure(model: Path, targets: tuple[str, ...]) -> dict[str, object]:
-    from lorafit.training.plan import plan_run
+    from lorafit.training.planning.plan import plan_run
     from lorafit.training.run import run_training
 
     with tempfile.TemporaryDirectory() as folder:

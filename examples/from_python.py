@@ -65,7 +65,7 @@ def main() -> None:
     # These import torch, which takes seconds: settings are checked before.
     from lorafit.evaluation.generation import Sampling, generate_texts
     from lorafit.evaluation.loading import load_for_inference
-    from lorafit.training.plan import plan_run
+    from lorafit.training.planning.plan import plan_run
     from lorafit.training.run import run_training
 
     device = detect_device("cpu")

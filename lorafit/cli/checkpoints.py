@@ -29,7 +29,7 @@ def list_command(run_dir: RunFolder, as_json: Json = False) -> None:
 
     Example: lorafit checkpoints list outputs/first
     """
-    from lorafit.training.inventory import take_inventory
+    from lorafit.training.run_folder.inventory import take_inventory
 
     inventory = take_inventory(_existing(run_dir))
     if as_json:
@@ -73,7 +73,7 @@ def verify(
 
     Example: lorafit checkpoints verify outputs/first
     """
-    from lorafit.training.inventory import verify_all
+    from lorafit.training.run_folder.inventory import verify_all
 
     results = verify_all(_existing(path))
     if as_json:
@@ -123,7 +123,7 @@ def prune(
 
     Example: lorafit checkpoints prune outputs/first
     """
-    from lorafit.training.inventory import prune_run
+    from lorafit.training.run_folder.inventory import prune_run
 
     removed, freed = prune_run(_existing(run_dir), keep, dry_run=dry_run)
     if as_json:
@@ -154,7 +154,7 @@ def diff(
 
     Example: lorafit checkpoints diff outputs/first/checkpoint-100 outputs/first/checkpoint-200
     """
-    from lorafit.training.compare import compare_checkpoints
+    from lorafit.training.run_folder.compare import compare_checkpoints
 
     found = compare_checkpoints(_existing(first), _existing(second))
     if as_json:
@@ -164,7 +164,7 @@ def diff(
 
 
 def _show_comparison(found: Any) -> None:
-    from lorafit.training.mismatch import short_value
+    from lorafit.training.run_folder.mismatch import short_value
 
     one, other, rates = found.first, found.second, found.learning_rates
     facts = [

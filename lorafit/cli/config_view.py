@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from lorafit.config.batch import BatchPlan
 from lorafit.config.layers import Resolved
 from lorafit.config.schema import SETTING_GROUPS, Settings, setting_group
-from lorafit.training.fit import PLANNED, wants_planner
+from lorafit.training.planning.fit import PLANNED, wants_planner
 
 _SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", "effective_batch_size")
 PLANNER_NOTE = (

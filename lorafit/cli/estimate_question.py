@@ -81,7 +81,7 @@ class Question:
 
     def _answer_step(self, settings: Settings) -> "Estimate":
         from lorafit.hardware.capabilities import verify_supported
-        from lorafit.training.parallelism import choose_parallelism
+        from lorafit.training.planning.parallelism import choose_parallelism
 
         verify_supported(self.device, settings)
         count = self.options.num_processes
@@ -263,7 +263,7 @@ def ask_each(choices: Sequence[RunChoices], options: Options) -> list[Question]:
 def _ask(choices: RunChoices, options: Options) -> Question:
     from lorafit.config.batch import resolve_batch
     from lorafit.config.parallelism import verify_parallelism
-    from lorafit.training.fit import wants_planner
+    from lorafit.training.planning.fit import wants_planner
 
     resolved, device = choices.resolve()
     verify_parallelism(resolved, options.num_processes)

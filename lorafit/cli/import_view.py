@@ -9,7 +9,7 @@ from rich.text import Text
 from lorafit.text import escape_control
 
 if TYPE_CHECKING:
-    from lorafit.training.hf_compare import HfImport
+    from lorafit.training.foreign.hf_compare import HfImport
 
 _STYLES = {"taken over": "green", "same": "green", "differs": "yellow"}
 _WORDS = {"unknown": "cannot be verified", "left out": "not taken over"}

@@ -10,8 +10,8 @@ from lorafit.config.extension import ScheduleChange
 from lorafit.config.schedule_changes import Course, baseline_of, describe_changes, differs
 from lorafit.memory.planner import FittedPlan
 from lorafit.text import escape_control
-from lorafit.training.duration import NotKnown
-from lorafit.training.run_plan import RunPlan
+from lorafit.training.planning.run_plan import RunPlan
+from lorafit.training.timing.duration import NotKnown
 from lorafit.units import format_bytes, format_count
 
 _CURVE_COLUMNS, _CURVE_ROWS = 62, 4

@@ -14,7 +14,7 @@ from lorafit.text import escape_control
 from lorafit.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from lorafit.training.run_plan import RunPlan
+    from lorafit.training.planning.run_plan import RunPlan
 
 _SAMPLES_FILE = "samples.jsonl"
 _REFRESHES_PER_SECOND = 4
@@ -141,8 +141,8 @@ def gauge_of(plan: "RunPlan", *, with_peak: bool) -> Gauge:
     Only a panel shows the share of the peak, and a CPU's is measured, for a fifth of a second.
     """
     from lorafit.report.flops import count_step_flops, find_peak_flops
-    from lorafit.training.duration import NotKnown
-    from lorafit.training.fit import model_config
+    from lorafit.training.planning.fit import model_config
+    from lorafit.training.timing.duration import NotKnown
 
     settings, duration = plan.settings, plan.duration
     expected = None if isinstance(duration, NotKnown) else duration.parts.validation

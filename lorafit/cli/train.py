@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from lorafit.config.extension import ScheduleChange
     from lorafit.config.layers import Resolved
     from lorafit.hardware.info import DeviceInfo
-    from lorafit.training.folder import ResumeChoice
+    from lorafit.training.planning.run_plan import RunPlan
     from lorafit.training.run import RunResult
-    from lorafit.training.run_plan import RunPlan
+    from lorafit.training.run_folder.folder import ResumeChoice
 
 
 @with_settings
@@ -107,7 +107,7 @@ def command(
             num_devices=here.size if launch is None else launch.size,
         )
         # Imports torch, which planning does too, but only after it has found quick mistakes.
-        from lorafit.training.folder import ResumeChoice
+        from lorafit.training.run_folder.folder import ResumeChoice
 
         choice = ResumeChoice(
             resume, extend is not None, tuple(allow_mismatch or ()), import_hf_checkpoint
@@ -158,7 +158,7 @@ def _resolve(
 
 def _check_folders(resolved: "Resolved", resume: str | None) -> None:
     """Refuse folders that cannot be used before planning takes its seconds."""
-    from lorafit.training.output import check_output_folder, require_checkpoint_folder
+    from lorafit.training.run_folder.output import check_output_folder, require_checkpoint_folder
 
     check_output_folder(resolved.settings)
     require_checkpoint_folder(resume)
@@ -176,7 +176,7 @@ def _plan(
     from lorafit.model.libraries import prepare_libraries, quick_imports
 
     with quick_imports():
-        from lorafit.training.plan import plan_run
+        from lorafit.training.planning.plan import plan_run
 
     try:
         prepare_libraries()
@@ -208,7 +208,7 @@ def _show(plan: "RunPlan", choice: "ResumeChoice") -> "ScheduleChange | None":
     """Show the plan and what becomes of an earlier run; return how a longer run changes it."""
     from lorafit.cli.plan_view import render_change, render_plan
     from lorafit.report.trackers import missing_trackers
-    from lorafit.training.folder import find_start, schedule_change
+    from lorafit.training.run_folder.folder import find_start, schedule_change
 
     console.say(render_plan(plan))
     for warning in (*plan.warnings, *missing_trackers(plan.settings)):
@@ -227,8 +227,8 @@ def _train(
 ) -> "RunResult | None":
     """Train as one of the run's processes; return the result in the first of them."""
     from lorafit.cli.progress import TerminalProgress, gauge_of
-    from lorafit.training.distributed import open_world
     from lorafit.training.follower import follow_training
+    from lorafit.training.processes.distributed import open_world
     from lorafit.training.run import run_training
 
     console.say()

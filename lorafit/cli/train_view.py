@@ -9,9 +9,9 @@ from lorafit.units import format_about, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from lorafit.config.extension import ScheduleChange
-    from lorafit.training.folder import ResumeChoice
+    from lorafit.training.planning.run_plan import RunPlan
     from lorafit.training.run import RunResult
-    from lorafit.training.run_plan import RunPlan
+    from lorafit.training.run_folder.folder import ResumeChoice
 
 SCHEMA_VERSION = 1
 
@@ -19,8 +19,8 @@ SCHEMA_VERSION = 1
 def say_import(plan: "RunPlan", choice: "ResumeChoice") -> None:
     """Show what of a foreign checkpoint is taken over, unless this run went on from it before."""
     from lorafit.cli.import_view import render_import
-    from lorafit.training.folder import find_start
-    from lorafit.training.hf_compare import examine_hf_checkpoint
+    from lorafit.training.foreign.hf_compare import examine_hf_checkpoint
+    from lorafit.training.run_folder.folder import find_start
 
     start = find_start(plan, choice)
     if start.imports is not None:

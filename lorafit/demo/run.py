@@ -72,7 +72,7 @@ def run_demo(
     resolved = resolve_demo(model, output_dir)
     device = detect_device("cpu")
 
-    from lorafit.training.plan import plan_run
+    from lorafit.training.planning.plan import plan_run
     from lorafit.training.run import run_training
 
     # Matrices this small gain little from a second thread, and on a shared machine threads that

@@ -157,7 +157,7 @@ def _train(folder: Path, run: str, device: str, *, is_killed: bool) -> None:
     from lorafit.config.resolve import resolve_run
     from lorafit.hardware.detect import detect_device
     from lorafit.model.libraries import prepare_libraries
-    from lorafit.training.plan import plan_run
+    from lorafit.training.planning.plan import plan_run
     from lorafit.training.run import run_training
 
     prepare_libraries()

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from lorafit.errors import StorageError
 from lorafit.files import plain_os_errors, storage_errors
-from lorafit.training.checkpoint import vanished
-from lorafit.training.retention import best_checkpoint, own_checkpoints
-from lorafit.training.run_plan import RunPlan
+from lorafit.training.checkpoints.checkpoint import vanished
+from lorafit.training.checkpoints.retention import best_checkpoint, own_checkpoints
+from lorafit.training.planning.run_plan import RunPlan
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,7 +28,7 @@ def save_final(plan: RunPlan, run_id: str, model: "PeftModel") -> dict[str, Any]
     own = own_checkpoints(run_dir, run_id)
     best = best_checkpoint(own)
     source = own[-1] if own else None
-    from lorafit.training.snapshot import load_weights
+    from lorafit.training.checkpoints.snapshot import load_weights
 
     if plan.settings.load_best_model_at_end and best is not None:
         source = best

@@ -1,12 +1,12 @@
 """A run as every process but the first one sees it: the same steps, and no word or file of it."""
 
 from lorafit.report.run_record import NoRecord
-from lorafit.training.agreement import follow
-from lorafit.training.distributed import World
-from lorafit.training.explain import errors_explained
+from lorafit.training.guard.explain import errors_explained
+from lorafit.training.guard.signals import StopRequest
 from lorafit.training.loading import keep_products, load_for
-from lorafit.training.run_plan import RunPlan
-from lorafit.training.signals import StopRequest
+from lorafit.training.planning.run_plan import RunPlan
+from lorafit.training.processes.agreement import follow
+from lorafit.training.processes.distributed import World
 from lorafit.training.steps import take_steps
 
 

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from lorafit.hardware.visible import show_only
-from lorafit.training.distributed import World
-from lorafit.training.folder import Start
-from lorafit.training.run_plan import RunPlan
+from lorafit.training.planning.run_plan import RunPlan
+from lorafit.training.processes.distributed import World
+from lorafit.training.run_folder.folder import Start
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ def load_for(plan: RunPlan, world: World) -> "tuple[PeftModel, torch.device, lis
     """Return what `load_model` does; of a sharded run, with this process's share of the weights."""
     if not plan.is_sharded:
         return load_model(plan)
-    from lorafit.training.sharding import in_turn, open_mesh, shard
+    from lorafit.training.processes.sharding import in_turn, open_mesh, shard
 
     mesh = open_mesh(plan.device.kind, plan.settings.ddp_timeout)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from lorafit.errors import RunInterruptedError
 from lorafit.report.records import RunObserver
-from lorafit.training.folder import Start
-from lorafit.training.signals import StopRequest
+from lorafit.training.guard.signals import StopRequest
+from lorafit.training.run_folder.folder import Start
 
 
 def train_to_end(

@@ -16,14 +16,14 @@ from lorafit.report.run_record import NoRecord, RunRecord, Status
 from lorafit.report.tally import Tally
 from lorafit.report.tracker import Tracker
 from lorafit.report.trackers import make_trackers
-from lorafit.training.checkpoint import sweep_staging
-from lorafit.training.duration import estimate_duration
-from lorafit.training.fingerprint import fingerprint_of
-from lorafit.training.folder import Start, schedule_change
+from lorafit.training.checkpoints.checkpoint import sweep_staging
+from lorafit.training.checkpoints.retention import set_later_aside
+from lorafit.training.guard.oom import is_out_of_memory
 from lorafit.training.loading import multiplies_on_cpu
-from lorafit.training.oom import is_out_of_memory
-from lorafit.training.retention import set_later_aside
-from lorafit.training.run_plan import RunPlan
+from lorafit.training.planning.run_plan import RunPlan
+from lorafit.training.run_folder.fingerprint import fingerprint_of
+from lorafit.training.run_folder.folder import Start, schedule_change
+from lorafit.training.timing.duration import estimate_duration
 from lorafit.training.watchers import Guarded
 
 

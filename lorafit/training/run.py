@@ -7,20 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 from lorafit.report.pace import Pace
 from lorafit.report.records import RunObserver
-from lorafit.training.agreement import announce
-from lorafit.training.calibrate import remember_peak
-from lorafit.training.distributed import World
-from lorafit.training.duration import remember_speed
-from lorafit.training.explain import errors_explained
 from lorafit.training.final import save_final
-from lorafit.training.folder import ResumeChoice, Start, check_folder, find_start, read_run
+from lorafit.training.guard.calibrate import remember_peak
+from lorafit.training.guard.explain import errors_explained
+from lorafit.training.guard.signals import StopRequest
 from lorafit.training.loading import compile_failure, keep_products, load_for
-from lorafit.training.lock import RunLock
+from lorafit.training.planning.run_plan import RunPlan
+from lorafit.training.processes.agreement import announce
+from lorafit.training.processes.distributed import World
 from lorafit.training.recording import Recording
 from lorafit.training.rl.steps import load_rewards
-from lorafit.training.run_plan import RunPlan
-from lorafit.training.signals import StopRequest
+from lorafit.training.run_folder.folder import (
+    ResumeChoice,
+    Start,
+    check_folder,
+    find_start,
+    read_run,
+)
+from lorafit.training.run_folder.lock import RunLock
 from lorafit.training.steps import take_steps
+from lorafit.training.timing.duration import remember_speed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -81,7 +87,7 @@ def run_training(
         # Between the first look and the lock, another process may have finished the run.
         start = find_start(plan, resume)
         if start.imports is not None:
-            from lorafit.training.hf_import import take_over
+            from lorafit.training.foreign.hf_import import take_over
 
             start = take_over(plan, start, resume.allowed)
         announce(world, plan, start)

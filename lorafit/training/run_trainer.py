@@ -18,13 +18,13 @@ from lorafit.errors import DivergedError
 from lorafit.model.libraries import quick_imports
 from lorafit.model.step import clip_gradients, make_optimizer, trainable_parameters
 from lorafit.report.records import RunObserver, StepRecord
-from lorafit.training import layout, state
-from lorafit.training.checkpoint import vanished
-from lorafit.training.health import LossWatch, count_adapters, idle_adapters, idle_warning
-from lorafit.training.memory_use import memory_in_use, reset_peak
-from lorafit.training.oom import MemoryRecovery
-from lorafit.training.signals import StopRequest
-from lorafit.training.snapshot import Snapshot, load_weights
+from lorafit.training.checkpoints import layout, state
+from lorafit.training.checkpoints.checkpoint import vanished
+from lorafit.training.checkpoints.snapshot import Snapshot, load_weights
+from lorafit.training.guard.health import LossWatch, count_adapters, idle_adapters, idle_warning
+from lorafit.training.guard.memory_use import memory_in_use, reset_peak
+from lorafit.training.guard.oom import MemoryRecovery
+from lorafit.training.guard.signals import StopRequest
 from lorafit.training.workers import with_ending_workers
 
 with quick_imports():

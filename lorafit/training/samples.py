@@ -16,7 +16,7 @@ from lorafit.files import plain_os_errors
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from lorafit.training.run_plan import RunPlan
+    from lorafit.training.planning.run_plan import RunPlan
 
 SAMPLES_FILE = "samples.jsonl"
 MAX_NEW_TOKENS = 64

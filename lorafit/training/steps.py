@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 from lorafit.report.overfitting import ValidationWatch
 from lorafit.report.records import RunObserver
 from lorafit.report.run_record import NoRecord, RunRecord
-from lorafit.training.blame import row_source
-from lorafit.training.calibrate import calibrate_if_new
-from lorafit.training.distributed import World
-from lorafit.training.folder import Start, machine_facts
+from lorafit.training.guard.blame import row_source
+from lorafit.training.guard.calibrate import calibrate_if_new
+from lorafit.training.guard.oom import Checkpointing, MemoryRecovery, Shrink
+from lorafit.training.guard.signals import StopRequest
 from lorafit.training.loop import train_to_end
-from lorafit.training.oom import Checkpointing, MemoryRecovery, Shrink
+from lorafit.training.planning.run_plan import RunPlan
+from lorafit.training.processes.distributed import World
 from lorafit.training.recording import note
 from lorafit.training.rl.steps import MethodRun, Reward, take_method_steps
-from lorafit.training.run_plan import RunPlan
-from lorafit.training.signals import StopRequest
+from lorafit.training.run_folder.folder import Start, machine_facts
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +44,8 @@ def take_steps(
     `record` and `validation`, which the others have not.
     """
     from lorafit.model.build import attention_context
+    from lorafit.training.processes.sharding import passes_of
     from lorafit.training.samples import Sampler
-    from lorafit.training.sharding import passes_of
     from lorafit.training.trainer import LoraTrainer
 
     say = partial(note, record, observers)

@@ -26,13 +26,17 @@ from lorafit.evaluation.loss import LossReport, evaluate_loss
 from lorafit.model.libraries import quick_imports, without_datasets
 from lorafit.model.step import Batch, micro_batch_loss, trainable_parameters
 from lorafit.report.records import StepRecord
-from lorafit.training import layout, state
-from lorafit.training.blame import longest_row, name_rows
-from lorafit.training.checkpoint import write_checkpoint
-from lorafit.training.distributed import World
-from lorafit.training.retention import best_checkpoint, own_checkpoints, prune_checkpoints
+from lorafit.training.checkpoints import layout, state
+from lorafit.training.checkpoints.checkpoint import write_checkpoint
+from lorafit.training.checkpoints.retention import (
+    best_checkpoint,
+    own_checkpoints,
+    prune_checkpoints,
+)
+from lorafit.training.guard.blame import longest_row, name_rows
+from lorafit.training.processes.distributed import World
+from lorafit.training.processes.sharding import OwnPasses, Passes
 from lorafit.training.run_trainer import RunTrainer, plain_optimizer
-from lorafit.training.sharding import OwnPasses, Passes
 
 with quick_imports(), without_datasets():
     from transformers import Trainer, TrainerControl

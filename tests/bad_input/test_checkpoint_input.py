@@ -12,9 +12,9 @@ from tiny import child_environment
 
 from lorafit.errors import CheckpointError
 from lorafit.report.events import read_events
-from lorafit.training.checkpoint import verify_checkpoint
-from lorafit.training.layout import STATE_FILES
-from lorafit.training.output import permission_notes
+from lorafit.training.checkpoints.checkpoint import verify_checkpoint
+from lorafit.training.checkpoints.layout import STATE_FILES
+from lorafit.training.run_folder.output import permission_notes
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_b69_a_checkpoint_that_may_not_be_read_ends_with_7(run_dir, name):
     code = (
         "import sys, pathlib\n"
         "from lorafit.errors import LorafitError\n"
-        "from lorafit.training.checkpoint import verify_checkpoint\n"
+        "from lorafit.training.checkpoints.checkpoint import verify_checkpoint\n"
         "try:\n    verify_checkpoint(pathlib.Path(sys.argv[1]))\n"
         "except LorafitError as error:\n    sys.exit(f'{int(error.exit_code)} {error}')\n"
     )

@@ -10,8 +10,8 @@ from lorafit.config.schema import Settings
 from lorafit.hardware.processes import Processes
 from lorafit.model.build import add_adapter, load_base
 from lorafit.model.source import locate_model
-from lorafit.training.distributed import World
-from lorafit.training.sharding import in_turn, open_mesh, shard
+from lorafit.training.processes.distributed import World
+from lorafit.training.processes.sharding import in_turn, open_mesh, shard
 
 
 def main(rank: str, port: str, folder: str, quantization: str, out: str) -> None:

@@ -11,7 +11,7 @@ from distributed.conftest import free_port
 MEMBER = """
 import gc, os, time
 from lorafit.hardware.processes import Processes
-from lorafit.training.distributed import open_world
+from lorafit.training.processes.distributed import open_world
 
 rank = int(os.environ["RANK"])
 with open_world(Processes(rank, 2, rank, 2), "cpu", 300) as world:

@@ -13,7 +13,7 @@ from distributed.conftest import (
     record_of,
 )
 from lorafit.report.events import read_events
-from lorafit.training.checkpoint import list_checkpoints, verify_checkpoint
+from lorafit.training.checkpoints.checkpoint import list_checkpoints, verify_checkpoint
 
 
 @pytest.fixture

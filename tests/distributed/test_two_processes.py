@@ -6,7 +6,7 @@ import pytest
 from processes import Fault
 
 from distributed.conftest import assert_close_runs, assert_same_end, record_of
-from lorafit.training.checkpoint import list_checkpoints, verify_checkpoint
+from lorafit.training.checkpoints.checkpoint import list_checkpoints, verify_checkpoint
 
 
 @pytest.fixture

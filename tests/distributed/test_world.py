@@ -10,10 +10,10 @@ from lorafit.errors import DeviceError, ExitCode, PeerError
 from lorafit.hardware.processes import Processes
 from lorafit.memory import data_parallel
 from lorafit.memory.data_parallel import bucket_bytes
-from lorafit.training import distributed
-from lorafit.training.distributed import World, open_world
-from lorafit.training.failures import Told
-from lorafit.training.watchdog import Watchdog
+from lorafit.training.processes import distributed
+from lorafit.training.processes.distributed import World, open_world
+from lorafit.training.processes.failures import Told
+from lorafit.training.processes.watchdog import Watchdog
 
 
 def rows(*lengths):
@@ -136,8 +136,8 @@ class Board:
 
 
 def watch(board, timeout, monkeypatch):
-    monkeypatch.setattr("lorafit.training.watchdog._PERIOD_SECONDS", 0.02)
-    monkeypatch.setattr("lorafit.training.watchdog._GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("lorafit.training.processes.watchdog._PERIOD_SECONDS", 0.02)
+    monkeypatch.setattr("lorafit.training.processes.watchdog._GRACE_SECONDS", 0.05)
     said, left = [], []
     watchdog = Watchdog(Processes(0, 3), board, timeout, say=said.append, leave=left.append)
     watchdog.start()

@@ -262,7 +262,7 @@ def test_a_token_that_others_can_read_is_a_warning_and_its_value_is_never_shown(
 
 @pytest.fixture
 def run_folder(tmp_path):
-    from lorafit.training.checkpoint import write_checkpoint
+    from lorafit.training.checkpoints.checkpoint import write_checkpoint
 
     run = tmp_path / "outputs" / "first"
     run.mkdir(parents=True)

@@ -66,7 +66,7 @@ def signal_in_micro_step(count, number):
 
 def signal_in_save(step, number):
     """Send a signal while the checkpoint of a step is being written."""
-    from lorafit.training import state
+    from lorafit.training.checkpoints import state
 
     save = state.save_optimizer
 
@@ -204,9 +204,9 @@ def small_disk(folder, num_bytes, copy_to, read_only_at=None):
         mount(None, view, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
         at_step(read_only_at, lambda: mount(view, folder, _MS_BIND))
     # The disk check before the run would refuse it: it is the check's failing that is tested.
-    import lorafit.training.plan
+    import lorafit.training.planning.plan
 
-    lorafit.training.plan.require_disk_space = lambda *arguments: None
+    lorafit.training.planning.plan.require_disk_space = lambda *arguments: None
     util.Finalize(None, shutil.copytree, (folder, copy_to), exitpriority=0)
 
 
@@ -504,7 +504,7 @@ def fail_micro_step(count):
 
 def other_fingerprint():
     """See other data than the other processes."""
-    from lorafit.training import agreement
+    from lorafit.training.processes import agreement
 
     take = agreement.fingerprint_of
     agreement.fingerprint_of = lambda plan: {**take(plan), "data_sha256": "other"}

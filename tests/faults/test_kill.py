@@ -9,8 +9,8 @@ import pytest
 from processes import Fault
 
 from lorafit.report.events import read_events
-from lorafit.training.checkpoint import list_checkpoints, verify_checkpoint
-from lorafit.training.layout import STATE_FILES
+from lorafit.training.checkpoints.checkpoint import list_checkpoints, verify_checkpoint
+from lorafit.training.checkpoints.layout import STATE_FILES
 
 SAVE_STEPS = 2
 

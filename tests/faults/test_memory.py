@@ -8,7 +8,7 @@ from processes import Fault
 
 from lorafit.cli.progress import TerminalProgress
 from lorafit.report.events import read_events
-from lorafit.training.checkpoint import verify_checkpoint
+from lorafit.training.checkpoints.checkpoint import verify_checkpoint
 
 # Padded rows, so that a micro-batch is a number of rows.
 BIG = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "padding_free": "false"}
@@ -212,7 +212,7 @@ def test_f24_validation_shrinks_alone_or_is_left_out(
 def test_f24_a_save_that_runs_out_of_memory_is_repeated(
     run_lorafit, train_arguments, monkeypatch, record_of, tmp_path
 ):
-    from lorafit.training import state
+    from lorafit.training.checkpoints import state
 
     save, failed = state.save_optimizer, []
 
@@ -313,7 +313,7 @@ def test_f40_memory_that_is_taken_between_plan_and_load_is_noticed(
 ):
     from dataclasses import replace
 
-    from lorafit.training import fit
+    from lorafit.training.planning import fit
 
     detect = fit.detect_device
     monkeypatch.setattr(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lorafit.report.events import read_events
-from lorafit.training.checkpoint import verify_checkpoint
+from lorafit.training.checkpoints.checkpoint import verify_checkpoint
 
 
 def poison(folder, name="model.layers.1.mlp.fc2.weight"):

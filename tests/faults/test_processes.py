@@ -15,8 +15,8 @@ from processes import Fault
 
 from lorafit.errors import StorageError
 from lorafit.report.events import read_events
-from lorafit.training.checkpoint import list_checkpoints, verify_checkpoint
-from lorafit.training.lock import LOCK_FILE, RunLock
+from lorafit.training.checkpoints.checkpoint import list_checkpoints, verify_checkpoint
+from lorafit.training.run_folder.lock import LOCK_FILE, RunLock
 
 
 @pytest.mark.faults

@@ -8,7 +8,7 @@ from processes import Fault
 from tiny import start_lorafit
 
 from lorafit.report.events import read_events
-from lorafit.training.checkpoint import verify_checkpoint
+from lorafit.training.checkpoints.checkpoint import verify_checkpoint
 
 HINT = "hint: run the same command again to go on from there"
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from processes import Fault
 
-from lorafit.training.checkpoint import list_checkpoints, verify_checkpoint
+from lorafit.training.checkpoints.checkpoint import list_checkpoints, verify_checkpoint
 
 needs_mounts = pytest.mark.skipif(sys.platform != "linux", reason="mounts of its own need Linux")
 
@@ -52,7 +52,7 @@ def test_f9_a_disk_that_fills_up_in_a_save_keeps_the_earlier_checkpoints(
 def test_f9_a_disk_that_is_too_small_is_refused_beforehand(
     run_lorafit, train_arguments, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("lorafit.training.disk.free_bytes", lambda path: 100_000)
+    monkeypatch.setattr("lorafit.training.planning.disk.free_bytes", lambda path: 100_000)
     outcome = run_lorafit(*train_arguments(tmp_path / "run"))
     assert outcome.code == 7
     assert "checkpoints and adapter need 280 KiB, but only 97.7 KiB are free" in outcome.err
@@ -64,7 +64,7 @@ def test_f9_a_disk_that_is_too_small_is_refused_beforehand(
 def test_f9_a_disk_that_is_nearly_full_is_warned_of_with_the_bytes(
     run_lorafit, train_arguments, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("lorafit.training.disk.free_bytes", lambda path: 300_000)
+    monkeypatch.setattr("lorafit.training.planning.disk.free_bytes", lambda path: 300_000)
     outcome = run_lorafit(*train_arguments(tmp_path / "run", "--dry-run"))
     assert outcome.code == 0
     assert "the disk is nearly full: checkpoints and adapter take 280 KiB of the 293 KiB" in (

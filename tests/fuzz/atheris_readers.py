@@ -24,8 +24,8 @@ with atheris.instrument_imports(include=["lorafit", "yaml", "tomllib", "json", "
     import lorafit.data.records
     import lorafit.model.adapter
     import lorafit.report.events
-    import lorafit.training.checkpoint
-    import lorafit.training.folder  # noqa: F401
+    import lorafit.training.checkpoints.checkpoint
+    import lorafit.training.run_folder.folder  # noqa: F401
     from fuzz.targets import TARGETS, seeds_of
 
 

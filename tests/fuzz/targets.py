@@ -146,7 +146,7 @@ def _read_rows(path: Path) -> None:
 @_answers
 def manifest(data: bytes) -> None:
     """A checkpoint's manifest."""
-    from lorafit.training.checkpoint import list_checkpoints, verify_checkpoint
+    from lorafit.training.checkpoints.checkpoint import list_checkpoints, verify_checkpoint
 
     folder = FOLDER / "run" / "checkpoint-1"
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ def weight_index(data: bytes) -> None:
 @_answers
 def run_record(data: bytes) -> None:
     """The run.json of an earlier run, as continuing it reads it."""
-    from lorafit.training.folder import read_run
+    from lorafit.training.run_folder.folder import read_run
 
     folder = FOLDER / "record"
     folder.mkdir(exist_ok=True)

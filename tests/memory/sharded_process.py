@@ -21,7 +21,7 @@ from lorafit.memory.events import Category
 from lorafit.memory.trace import trace_steps
 from lorafit.memory.tracer import StorageTracer
 from lorafit.model.build import add_adapter
-from lorafit.training.sharding import shard
+from lorafit.training.processes.sharding import shard
 
 NUM_PROCESSES = 2
 

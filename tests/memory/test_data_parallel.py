@@ -13,7 +13,7 @@ from lorafit.memory.data_parallel import (
 )
 from lorafit.memory.estimate import estimate_memory
 from lorafit.model.source import locate_model
-from lorafit.training.fit import model_config
+from lorafit.training.planning.fit import model_config
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_names_in_files_stay_in_their_folder(tmp_path, name):
 
     from lorafit.errors import CheckpointError, ModelError
     from lorafit.model.weights import read_weight_files
-    from lorafit.training.checkpoint import verify_checkpoint
+    from lorafit.training.checkpoints.checkpoint import verify_checkpoint
 
     files = {name: {"bytes": 1, "sha256": "0"}}
     manifest = {"schema_version": 1, "step": 1, "run_id": "x", "files": files}

@@ -12,7 +12,7 @@ from lorafit.data.packing import pack_rows
 from lorafit.hardware.info import Choice
 from lorafit.memory.planner import PAD_TO_MULTIPLE
 from lorafit.report.events import read_events
-from lorafit.training.batching import few_lengths, plan_batching
+from lorafit.training.planning.batching import few_lengths, plan_batching
 
 from .test_resume import assert_same_run
 

@@ -16,10 +16,10 @@ from lorafit.hardware.info import Choice
 from lorafit.memory.calibration import Combination, add_measurement, read_record
 from lorafit.model.build import add_adapter, load_base
 from lorafit.model.step import trainable_parameters
-from lorafit.training import calibrate as calibration
-from lorafit.training.calibrate import calibrate, longest_together, should_calibrate
-from lorafit.training.memory_use import CudaProbe, ProcessProbe, memory_probe
-from lorafit.training.plan import plan_run
+from lorafit.training.guard import calibrate as calibration
+from lorafit.training.guard.calibrate import calibrate, longest_together, should_calibrate
+from lorafit.training.guard.memory_use import CudaProbe, ProcessProbe, memory_probe
+from lorafit.training.planning.plan import plan_run
 from lorafit.training.run import run_training
 from lorafit.units import MIB
 
@@ -147,7 +147,7 @@ def test_the_largest_micro_batch_is_the_longest_rows_that_go_together():
 @pytest.mark.parametrize("is_sampled", [False, True])
 def test_process_probe_sees_memory_that_is_given_back_again(monkeypatch, is_sampled):
     if is_sampled:
-        monkeypatch.setattr("lorafit.training.memory_use._reset_peak_resident", lambda: False)
+        monkeypatch.setattr("lorafit.training.guard.memory_use._reset_peak_resident", lambda: False)
     probe = ProcessProbe()
     probe.start()
     quiet = probe.stop().process_bytes

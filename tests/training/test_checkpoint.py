@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorafit.errors import CheckpointError, StorageError
-from lorafit.training.checkpoint import (
+from lorafit.training.checkpoints.checkpoint import (
     list_checkpoints,
     newest_verified,
     require_disk_space,
@@ -14,7 +14,11 @@ from lorafit.training.checkpoint import (
     verify_checkpoint,
     write_checkpoint,
 )
-from lorafit.training.retention import plan_retention, prune_checkpoints, set_later_aside
+from lorafit.training.checkpoints.retention import (
+    plan_retention,
+    prune_checkpoints,
+    set_later_aside,
+)
 
 
 def fill(folder):
@@ -210,7 +214,7 @@ def test_a_full_disk_is_told_with_what_it_takes_and_what_is_free(three, monkeypa
         fill(folder)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lorafit.training.checkpoint.free_bytes", lambda path: 512)
+    monkeypatch.setattr("lorafit.training.checkpoints.checkpoint.free_bytes", lambda path: 512)
     with pytest.raises(StorageError, match=r"it takes 1\.01 KiB or more, and 512 B are free"):
         write_checkpoint(three, 4, "me", full)
 

@@ -12,17 +12,17 @@ from lorafit.hardware.detect import detect_device, planned_device
 from lorafit.report.events import read_events
 from lorafit.report.flops import count_step_flops
 from lorafit.report.pace import Pace
-from lorafit.training.duration import (
+from lorafit.training.planning.fit import model_config
+from lorafit.training.planning.plan import plan_run
+from lorafit.training.timing.duration import (
     Duration,
     NotKnown,
     estimate_duration,
     measured_speed,
     remember_speed,
 )
-from lorafit.training.duration_record import Speed, add_speed, key_of, read_speeds
-from lorafit.training.duration_work import work_of
-from lorafit.training.fit import model_config
-from lorafit.training.plan import plan_run
+from lorafit.training.timing.duration_record import Speed, add_speed, key_of, read_speeds
+from lorafit.training.timing.duration_work import work_of
 from lorafit.units import format_about
 
 pytestmark = pytest.mark.usefixtures("quiet_libraries")
@@ -30,7 +30,9 @@ pytestmark = pytest.mark.usefixtures("quiet_libraries")
 
 @pytest.fixture(autouse=True)
 def _own_speeds(tmp_path, monkeypatch):
-    monkeypatch.setattr("lorafit.training.duration_record.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(
+        "lorafit.training.timing.duration_record.cache_folder", lambda: tmp_path / "cache"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 from lorafit.config.resolve import resolve_run
 from lorafit.errors import MemoryFitError
 from lorafit.hardware.detect import detect_device
-from lorafit.training import fit
-from lorafit.training.plan import plan_run
+from lorafit.training.planning import fit
+from lorafit.training.planning.plan import plan_run
 
 pytestmark = pytest.mark.usefixtures("quiet_libraries")
 

@@ -15,12 +15,12 @@ from lorafit.hardware.detect import detect_device
 from lorafit.model.adapter import verify_adapter
 from lorafit.model.libraries import prepare_libraries
 from lorafit.report.events import read_events
-from lorafit.training.checkpoint import verify_checkpoint
-from lorafit.training.hf_checkpoint import load_plain_pickle, read_hf_checkpoint
-from lorafit.training.hf_compare import examine_hf_checkpoint
-from lorafit.training.hf_moments import expected_of
-from lorafit.training.layout import STATE_FILES
-from lorafit.training.plan import plan_run
+from lorafit.training.checkpoints.checkpoint import verify_checkpoint
+from lorafit.training.checkpoints.layout import STATE_FILES
+from lorafit.training.foreign.hf_checkpoint import load_plain_pickle, read_hf_checkpoint
+from lorafit.training.foreign.hf_compare import examine_hf_checkpoint
+from lorafit.training.foreign.hf_moments import expected_of
+from lorafit.training.planning.plan import plan_run
 
 pytestmark = [pytest.mark.usefixtures("quiet_libraries"), pytest.mark.row("B61")]
 STEP, TOTAL = 4, 8

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from lorafit.errors import CheckpointError
-from lorafit.training.fingerprint import require_same_run
-from lorafit.training.mismatch import Mismatch, Origins, short_value
+from lorafit.training.run_folder.fingerprint import require_same_run
+from lorafit.training.run_folder.mismatch import Mismatch, Origins, short_value
 
 HERE = Origins("rows.jsonl", 20, "models/phi")
 FACTS = {

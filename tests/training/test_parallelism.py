@@ -7,7 +7,7 @@ from lorafit.config.schema import Settings
 from lorafit.hardware.detect import planned_device
 from lorafit.hardware.info import Choice
 from lorafit.memory.estimate import Estimate, Peak, verdict_of
-from lorafit.training.parallelism import choose_parallelism, with_zero_stage
+from lorafit.training.planning.parallelism import choose_parallelism, with_zero_stage
 from lorafit.units import GIB, format_bytes
 
 DEVICE = planned_device("a100-40gb")

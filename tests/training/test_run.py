@@ -5,7 +5,7 @@ import torch
 from tiny import colour_rows, write_jsonl
 
 from lorafit.report.events import read_events
-from lorafit.training.checkpoint import verify_checkpoint
+from lorafit.training.checkpoints.checkpoint import verify_checkpoint
 
 CONTRACT = {
     "step", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens",

@@ -15,8 +15,8 @@ from lorafit.model.step import make_optimizer, training_step
 from lorafit.model.tokenizer import tokenizer_of
 from lorafit.report.tally import Tally
 from lorafit.training.arguments import training_arguments
-from lorafit.training.oom import MemoryRecovery
-from lorafit.training.signals import StopRequest
+from lorafit.training.guard.oom import MemoryRecovery
+from lorafit.training.guard.signals import StopRequest
 from lorafit.training.trainer import LoraTrainer
 
 pytestmark = pytest.mark.usefixtures("quiet_libraries")

@@ -8,8 +8,8 @@ import torch
 from lorafit.data.micro_batches import MicroBatchLimits
 from lorafit.errors import MemoryFitError
 from lorafit.report.events import read_events
-from lorafit.training.checkpoint import newest_verified
-from lorafit.training.oom import MemoryRecovery
+from lorafit.training.checkpoints.checkpoint import newest_verified
+from lorafit.training.guard.oom import MemoryRecovery
 
 ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 ADAPTER = "adapter/adapter_model.safetensors"

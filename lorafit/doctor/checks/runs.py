@@ -5,7 +5,11 @@ from pathlib import Path
 from lorafit.doctor.check import Outcome, check, ok, skip, warn
 from lorafit.doctor.probe import Probe
 from lorafit.errors import LorafitError
-from lorafit.training.checkpoint import STAGING_PREFIX, list_checkpoints, verify_checkpoint
+from lorafit.training.checkpoints.checkpoint import (
+    STAGING_PREFIX,
+    list_checkpoints,
+    verify_checkpoint,
+)
 from lorafit.units import GIB, format_bytes
 
 _RUN_FILE = "run.json"

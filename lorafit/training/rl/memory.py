@@ -25,7 +25,7 @@ from lorafit.memory.device import compute_dtype
 from lorafit.memory.estimate import Estimate, Peak, verdict_of, verdict_reason
 from lorafit.memory.planner import PAD_TO_MULTIPLE, FittedPlan, estimate_with_cache
 from lorafit.model.source import ModelSource
-from lorafit.training.fit import StepEstimate, estimate_run, fit_to_memory, model_config
+from lorafit.training.planning.fit import StepEstimate, estimate_run, fit_to_memory, model_config
 from lorafit.units import MIB, format_bytes
 
 _FP32_BYTES = 4

@@ -11,12 +11,12 @@ from lorafit.data.rl_rows import MethodData
 from lorafit.errors import DataError, MemoryFitError
 from lorafit.report.records import RunObserver
 from lorafit.text import excerpt
-from lorafit.training.folder import Start, machine_facts
+from lorafit.training.guard.oom import MemoryRecovery, is_out_of_memory
+from lorafit.training.guard.signals import StopRequest
 from lorafit.training.loop import train_to_end
-from lorafit.training.oom import MemoryRecovery, is_out_of_memory
+from lorafit.training.planning.run_plan import RunPlan
 from lorafit.training.rl.rewards import load_reward_functions
-from lorafit.training.run_plan import RunPlan
-from lorafit.training.signals import StopRequest
+from lorafit.training.run_folder.folder import Start, machine_facts
 
 if TYPE_CHECKING:
     import torch

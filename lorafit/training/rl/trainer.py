@@ -14,8 +14,8 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
 from lorafit.config.schema import Settings
 from lorafit.data.encoding import encode_prompt
-from lorafit.training.checkpoint import write_checkpoint
-from lorafit.training.retention import prune_checkpoints
+from lorafit.training.checkpoints.checkpoint import write_checkpoint
+from lorafit.training.checkpoints.retention import prune_checkpoints
 from lorafit.training.rl.prepare import beta_of
 from lorafit.training.run_trainer import RunTrainer
 

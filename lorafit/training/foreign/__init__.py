@@ -1,0 +1,1 @@
+"""A checkpoint of transformers' Trainer and PEFT, taken over by a run."""
