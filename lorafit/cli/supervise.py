@@ -134,7 +134,7 @@ class Supervisor:
 
     def _killed(self, position: int, number: int) -> LorafitError:
         name = signal.Signals(number).name if number in signal.valid_signals() else str(number)
-        hint = "the last checkpoint is intact: run the same command again"
+        hint = "every checkpoint written so far is intact: run the same command again"
         if number == signal.SIGKILL:
             hint = f"often the system does that when memory runs out (see dmesg); {hint}"
         return DeviceError(

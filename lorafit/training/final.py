@@ -44,7 +44,7 @@ def save_final(plan: RunPlan, run_id: str, model: "PeftModel") -> dict[str, Any]
 def _write(plan: RunPlan, model: "PeftModel", adapter: Path) -> None:
     from lorafit.model.adapter import save_adapter
 
-    hint = "the last checkpoint is intact: free space, then run the same command again"
+    hint = "every checkpoint written so far is intact: free space, then run the same command again"
     with storage_errors("the adapter could not be written", adapter, hint), plain_os_errors():
         save_adapter(model, adapter)
         verify_reload(model, adapter)

@@ -128,7 +128,7 @@ class RunTrainer:
             f"step {step}: loss {float(self._tr_loss):g}, gradient norm {norm:g}; "
             f"the update was not applied{f'; {blamed}' if blamed else ''}",
             hint=f"learning_rate was {rate:g}: try a lower one, more warm-up, "
-            "or --compute-dtype float32; the last checkpoint is intact",
+            "or --compute-dtype float32; every checkpoint written so far is intact",
         )
 
     def _blame(self) -> str:

@@ -266,7 +266,7 @@ def test_memory_that_is_not_even_enough_to_gather_a_layer_ends_all_processes(
     first, second = run_ranks(share_arguments(run_dir, parallelism="fsdp"), faults=fault)
     assert (first.code, second.code) == (4, 4), first.err + second.err
     assert "ran out of memory again with nothing but the weights of one layer" in second.err
-    assert "the last checkpoint is intact: run the same command again" in second.err
+    assert "every checkpoint written so far is intact: run the same command again" in second.err
     assert (first.err + second.err).count("error:") == 1
     last = list_checkpoints(run_dir)[-1]
     verify_checkpoint(last.folder)

@@ -54,7 +54,8 @@ def _worker_died(failure: BaseException) -> DeviceError:
     return DeviceError(
         f"a data loader process died: {excerpt(str(failure), 200)}",
         hint=f"shared memory may be too small{size}: set dataloader_num_workers: 0, or give the "
-        "container more (docker run --shm-size=1g); the last checkpoint is intact",
+        "container more (docker run --shm-size=1g); every checkpoint written so far is "
+        "intact",
     )
 
 

@@ -229,8 +229,8 @@ class World:
         line = (str(problem) or type(problem).__name__).splitlines()[0]
         return PeerError(
             f"rank {self.rank} lost the other processes while {what}: {excerpt(line, 160)}",
-            hint="one of them was ended or cannot be reached; the last checkpoint is intact: "
-            "run the same command again",
+            hint="one of them was ended or cannot be reached; every checkpoint written so far is "
+            "intact: run the same command again",
             exit_code=ExitCode.DEVICE,
         )
 

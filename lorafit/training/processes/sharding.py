@@ -255,8 +255,8 @@ def _last_memory() -> Iterator[None]:
         raise MemoryFitError(
             "ran out of memory again with nothing but the weights of one layer to gather, for "
             f"which the other processes wait: {excerpt(line, 200)}",
-            hint="the last checkpoint is intact: run the same command again, with a lower "
-            "--per-device-train-batch-size if no other program holds the memory",
+            hint="every checkpoint written so far is intact: run the same command again, with a "
+            "lower --per-device-train-batch-size if no other program holds the memory",
         ) from None
 
 

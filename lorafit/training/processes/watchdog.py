@@ -118,9 +118,9 @@ class Watchdog:
     def _end_stalled(self, *, answers: bool) -> None:
         failure = PeerError(
             f"the run stood still for {self._timeout_seconds:g} s: {self._culprits(answers)}",
-            hint="a process that hangs, a frozen machine or a broken network; the last checkpoint "
-            "is intact: run the same command again, with a longer --ddp-timeout if it was only "
-            "slow",
+            hint="a process that hangs, a frozen machine or a broken network; every checkpoint "
+            "written so far is intact: run the same command again, with a longer --ddp-timeout if "
+            "it was only slow",
             exit_code=ExitCode.DEVICE,
         )
         # Without the store nobody can be asked who speaks: the lowest rank that is left does.

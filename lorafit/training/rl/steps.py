@@ -154,6 +154,6 @@ def _out_of_memory(plan: RunPlan, failure: BaseException) -> MemoryFitError:
         advice += "a lower --num-generations or --max-completion-length, "
     return MemoryFitError(
         f"ran out of memory with micro-batch {rows}: {excerpt(first_line, 300)}",
-        hint=f"{advice}--gradient-checkpointing and --quantization nf4 save memory; the last "
-        "checkpoint is intact",
+        hint=f"{advice}--gradient-checkpointing and --quantization nf4 save memory; every "
+        "checkpoint written so far is intact",
     )
