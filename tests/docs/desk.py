@@ -26,6 +26,8 @@ STAND_INS = {
 ADDED = {
     r"lorafit data inspect | model=gemma3_1b ": "--model ./model",
     r"lorafit train .*--num-processes ": "--dry-run",
+    # A group of settings has its own number of steps, which outranks the environment.
+    r"lorafit train .*(training=|experiment=)": "max_steps=4",
 }
 # Files that readers have, and whose rows they hold.
 _ROWS = {"train": "my", "data/train": "my", "data/validation": "test"}
