@@ -32,9 +32,10 @@ def cpu_table(size: str) -> list[str]:
     document = _read(f"throughput_cpu_{size}.json")
     if document is None:
         return _ABSENT
+    rounds = document["rounds"]
     lines = [
-        f"{document['date']}, {document['device']['name']}, one thread, {document['rounds']} "
-        f"rounds, {document['workload']['tokens']:,} tokens.",
+        f"{document['date']}, {document['device']['name']}, one thread, {rounds} "
+        f"round{'s' * (rounds != 1)}, {document['workload']['tokens']:,} tokens.",
         "",
         "| | tokens per CPU second | lorafit is | peak MiB | lorafit takes | to first step, s |",
         "|---|---|---|---|---|---|",

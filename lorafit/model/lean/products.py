@@ -73,8 +73,11 @@ def _takes_onednn(tensor: torch.Tensor) -> bool:
 
 
 def fitting_rows(count: int, like: torch.Tensor) -> int:
-    """Return the next number of rows that oneDNN takes, where it multiplies such a tensor."""
-    if not (_onednn and device_type(like) == "cpu"):
+    """Return the next number of rows that oneDNN takes, where it multiplies such a tensor.
+
+    A trace on `meta` is the same whichever library this process has chosen.
+    """
+    if not (_onednn and like.device.type == "cpu"):
         return count
     return -(-count // CPU_ROW_MULTIPLE) * CPU_ROW_MULTIPLE
 

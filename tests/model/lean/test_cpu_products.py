@@ -65,8 +65,9 @@ def test_rows_are_rounded_up_to_what_onednn_takes_on_a_cpu():
     assert products.fitting_rows(300, rows) == 300
     products.use_onednn(True)
     assert [products.fitting_rows(count, rows) for count in (0, 1, 64, 300)] == [0, 64, 64, 320]
-    with products.tracing_for("cuda"):
-        assert products.fitting_rows(300, rows.to("meta")) == 300
+    for device in ("cpu", "cuda"):
+        with products.tracing_for(device):
+            assert products.fitting_rows(300, rows.to("meta")) == 300
 
 
 def test_only_rows_in_whole_multiples_go_to_onednn():
