@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ settings.register_profile(
 )
 settings.register_profile("lorafit", settings.get_profile("search"), derandomize=True)
 settings.load_profile("lorafit")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background jobs are deaf to Ctrl-C, and so would be the commands that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _LOOPBACK = ("127.", "::1", "localhost")
 
@@ -51,6 +57,15 @@ def _closed_world(monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> None:
     for name in [name for name in os.environ if name.startswith("LORAFIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("LORAFIT_CACHE_DIR", str(cache_folder))
+
+
+@pytest.fixture(autouse=True)
+def _library_of_products_as_before() -> Iterator[None]:
+    """A run in this process chooses what multiplies on the CPU: not for the tests that follow."""
+    yield
+    products = sys.modules.get("lorafit.model.lean.products")
+    if products is not None:
+        products.use_onednn(False)
 
 
 @pytest.fixture
