@@ -29,7 +29,8 @@ def reuse_small_blocks(limit_bytes: int = 16 * MIB, spare_bytes: int = 64 * MIB)
 
     Pages that come from the system are faulted in and zeroed one by one. In a step that allocates
     and frees the same small blocks for every layer, that was a seventh of the time with blocks
-    below 4 MiB, and about 3 % more with those below 16. Larger blocks still go back: between them, pieces that nothing fits in would add up.
+    below 4 MiB, and about 3 % more with those below 16. Larger blocks still go back: between them,
+    pieces that nothing fits in would add up.
 
     Args:
         limit_bytes: smaller blocks are kept.
