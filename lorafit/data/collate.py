@@ -6,6 +6,7 @@ from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
 from lorafit.data.dataset import IGNORED_LABEL
+from lorafit.data.micro_batches import tokens_read
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +66,9 @@ class Collator:
 class EndToEndCollator:
     """Lays rows end to end, as the documents of one row, for block-diagonal attention.
 
-    See `lorafit.model.attention`. Tokens that only round the length up are a document of their
-    own, without targets.
+    See `lorafit.model.attention`. The tokens of a row from its last target on are left out: no loss
+    depends on what the model makes of them. Tokens that only round the length up are a document of
+    their own, without targets.
     """
 
     pad_token_id: int
@@ -87,16 +89,15 @@ class EndToEndCollator:
         """
         import torch
 
-        lengths = [len(row["input_ids"]) for row in rows]
+        lengths = [tokens_read(row["labels"]) for row in rows]
         missing = -sum(lengths) % self.pad_to_multiple_of
         documents = [*lengths, missing] if missing else lengths
-        ids = torch.tensor([*chain.from_iterable(row["input_ids"] for row in rows)])
-        labels = torch.tensor([*chain.from_iterable(row["labels"] for row in rows)])
-        starts = torch.tensor([0, *accumulate(documents)])
-        # A document's first token is predicted from nothing: not from its neighbour.
-        labels[starts[: len(lengths)]] = IGNORED_LABEL
-        predicted = (labels != IGNORED_LABEL).nonzero().squeeze(-1)
+        read = [*zip(rows, lengths, strict=True)]
+        ids = torch.tensor([*chain.from_iterable(row["input_ids"][:count] for row, count in read)])
+        nexts = torch.tensor([*chain.from_iterable(_next_labels(*each) for each in read)])
+        predicting = (nexts != IGNORED_LABEL).nonzero().squeeze(-1)
         ids = torch.nn.functional.pad(ids, (0, missing), value=self.pad_token_id)
+        starts = torch.tensor([0, *accumulate(documents)])
         offsets = starts[:-1].repeat_interleave(starts.diff())
         bound = max(self.longest, *documents)
         batch: dict[str, Any] = {
@@ -106,9 +107,14 @@ class EndToEndCollator:
             "cu_seq_lens_k": starts.to(torch.int32),
             "max_length_q": bound,
             "max_length_k": bound,
-            "target_positions": predicted - 1,
-            "targets": labels[predicted],
+            "target_positions": predicting,
+            "targets": nexts[predicting],
         }
         if self.by_document:
             batch["document_lengths"] = tuple(documents)
         return batch
+
+
+def _next_labels(row: Mapping[str, Sequence[int]], count: int) -> list[int]:
+    """Return what each of a row's first tokens has to predict."""
+    return [*row["labels"][1 : count + 1], IGNORED_LABEL][:count]

@@ -52,13 +52,14 @@ class LoadedModel:
         if self.block_attention is None:
             collate = Collator(self.pad.token_id, locate_targets=self.chunked_loss)
             return collate, MicroBatchLimits(rows)
+        multiple = token_multiple("cuda" if self.device.type == "cuda" else "cpu")
         end_to_end = EndToEndCollator(
             self.pad.token_id,
             longest=longest,
-            pad_to_multiple_of=token_multiple("cuda" if self.device.type == "cuda" else "cpu"),
+            pad_to_multiple_of=multiple,
             by_document=self.block_attention == "documents",
         )
-        return end_to_end, MicroBatchLimits(rows, rows * longest)
+        return end_to_end, MicroBatchLimits(rows, rows * longest, multiple)
 
 
 def load_for_inference(

@@ -67,13 +67,11 @@ def evaluate_loss(
     """
     was_training = model.training
     model.eval()
-    lengths = rows.lengths
-    order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
-    batches = plan_micro_batches([lengths[i] for i in order], limits)
+    batches = _plan_batches(rows.lengths, limits)
     total, num_targets = 0.0, 0
     try:
-        for done, places in enumerate(batches, 1):
-            chosen = [rows[order[place]] for place in places]
+        for done, indices in enumerate(batches, 1):
+            chosen = [rows[index] for index in indices]
             targets = StepRows((tuple(chosen),)).num_targets
             # One target as the divisor gives the sum, which is then exact over batches.
             if targets:
@@ -85,6 +83,23 @@ def evaluate_loss(
         model.train(was_training)
     loss = total / num_targets if num_targets else math.nan
     return LossReport(loss, _perplexity(loss), len(rows), num_targets)
+
+
+_PLANNED_TOGETHER = 256
+"""Rows that are put together into batches at once: the work for it grows with their square."""
+
+
+def _plan_batches(lengths: Sequence[int], limits: MicroBatchLimits) -> list[list[int]]:
+    """Return rows, by index, in batches; the longest row is in the first."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    batches = []
+    # Each part has rows of all lengths, as short ones fill what long ones leave.
+    num_parts = -(-len(order) // _PLANNED_TOGETHER)
+    for part in range(num_parts):
+        some = order[part::num_parts]
+        plan = plan_micro_batches([lengths[index] for index in some], limits)
+        batches += [[some[place] for place in batch] for batch in plan]
+    return batches
 
 
 def _moved(batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -34,13 +34,12 @@ def test_rounds_lengths_up_and_pads_to_a_fixed_length():
 
 
 def test_rows_go_end_to_end_with_positions_from_zero():
-    batch = EndToEndCollator(9, longest=20, by_document=True)(ROWS)
-    tokens = [token for row in ROWS for token in row["input_ids"]]
-    lengths = tuple(len(row["input_ids"]) for row in ROWS)
-    assert batch["input_ids"].tolist() == [tokens]
-    assert batch["position_ids"].tolist() == [[t for n in lengths for t in range(n)]]
-    assert batch["document_lengths"] == lengths
-    assert batch["cu_seq_lens_q"].tolist() == [0, lengths[0], sum(lengths)]
+    rows = [{"input_ids": [5, 6, 8, 0], "labels": [-100, 6, 8, 0]}, ROWS[0]]
+    batch = EndToEndCollator(9, longest=20, by_document=True)(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, 8, 5, 6]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["document_lengths"] == (3, 2)
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5]
     assert batch["cu_seq_lens_q"].dtype == batch["cu_seq_lens_k"].dtype == torch.int32
     assert batch["max_length_q"] == batch["max_length_k"] == 20
 
@@ -48,9 +47,23 @@ def test_rows_go_end_to_end_with_positions_from_zero():
 def test_the_last_token_of_a_row_does_not_predict_the_next_row():
     rows = [{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [3, 4], "labels": [3, 4]}]
     batch = EndToEndCollator(0, longest=2)(rows)
-    assert batch["target_positions"].tolist() == [0, 2]
+    assert batch["input_ids"].tolist() == [[1, 3]]
+    assert batch["target_positions"].tolist() == [0, 1]
     assert batch["targets"].tolist() == [2, 4]
     assert "document_lengths" not in batch
+
+
+def test_tokens_behind_the_last_target_of_a_row_are_left_out():
+    rows = [
+        {"input_ids": [1, 2, 3, 4, 5, 6], "labels": [-100, 2, -100, 4, -100, -100]},
+        {"input_ids": [7, 8], "labels": [-100, -100]},
+        {"input_ids": [9], "labels": [9]},
+    ]
+    batch = EndToEndCollator(0, longest=6, by_document=True)(rows)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 7, 9]]
+    assert batch["document_lengths"] == (3, 1, 1)
+    assert batch["target_positions"].tolist() == [0, 2]
+    assert batch["targets"].tolist() == [2, 4]
 
 
 def test_targets_are_those_of_the_padded_batch():

@@ -1,5 +1,6 @@
 """A step's rows in micro-batches: each row once, within the limits, the same every time."""
 
+import math
 import random
 
 import pytest
@@ -21,15 +22,37 @@ ROWS = [
 ]
 
 
-@given(lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(20, 200))
+def rounded(batches, lengths, multiple):
+    sums = [sum(lengths[index] for index in batch) for batch in batches]
+    return sum(math.ceil(tokens / multiple) * multiple for tokens in sums)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), max_size=40),
+    budget=st.integers(20, 200),
+    multiple=st.sampled_from((1, 8, 32)),
+)
 @settings(deadline=None)
-def test_every_unit_is_taken_once_within_the_budget(lengths, budget):
-    batches = plan_micro_batches(lengths, MicroBatchLimits(4, budget))
+def test_every_unit_is_taken_once_within_the_budget(lengths, budget, multiple):
+    limits = MicroBatchLimits(4, budget, multiple)
+    batches = plan_micro_batches(lengths, limits)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert batch == sorted(batch)
         assert len(batch) == 1 or sum(lengths[index] for index in batch) <= budget
-    assert batches == plan_micro_batches(lengths, MicroBatchLimits(4, budget))
+    assert batches == plan_micro_batches(lengths, limits)
+    unrounded = plan_micro_batches(lengths, MicroBatchLimits(4, budget))
+    assert len(batches) == len(unrounded)
+    assert rounded(batches, lengths, multiple) <= rounded(unrounded, lengths, multiple)
+
+
+def test_rows_are_put_together_so_that_rounding_adds_little():
+    lengths = [30, 40, 24, 34, 50, 14]  # 192: in order 94 + 98, which multiples of 64 make 256
+    limits = MicroBatchLimits(4, 128, 64)
+    assert rounded(plan_micro_batches(lengths, MicroBatchLimits(4, 128)), lengths, 64) == 256
+    batches = plan_micro_batches(lengths, limits)
+    assert len(batches) == 2
+    assert rounded(batches, lengths, 64) == sum(lengths)
 
 
 def test_padded_units_are_taken_in_order():
@@ -75,14 +98,14 @@ def test_short_rows_take_far_fewer_passes():
 
 def test_a_step_counts_its_tokens_and_targets():
     step = gather_step(ROWS)
-    assert step.lengths == [3, 1, 2]
+    assert step.lengths == [2, 1, 1]  # nothing is read behind a row's last target
     assert (step.num_tokens, step.num_targets) == (6, 2)
     assert step.rows_of([2, 0]) == [ROWS[2], ROWS[0]]
 
 
 def test_a_bin_is_one_unit_of_several_rows():
     step = gather_step([tuple(ROWS[:2]), tuple(ROWS[2:])])
-    assert step.lengths == [4, 2]
+    assert step.lengths == [3, 1]
     assert step.num_targets == 2
     assert step.rows_of([0]) == ROWS[:2]
 
@@ -99,7 +122,7 @@ def test_libraries_pass_a_step_through_untouched():
 
 @pytest.mark.parametrize(
     ("units", "longest", "kind", "tokens"),
-    [(4, 512, "cuda", 2048), (3, 100, "cuda", 384), (3, 100, "cpu", 320), (64, 512, "cpu", 1024),
+    [(4, 512, "cuda", 2048), (3, 100, "cuda", 384), (3, 100, "cpu", 320), (64, 512, "cpu", 1408),
      (2, 8192, "cpu", 8192), (3, 100, "mps", 300)],
 )  # fmt: skip
 def test_the_token_budget_and_its_reason(units, longest, kind, tokens):

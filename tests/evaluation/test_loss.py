@@ -8,7 +8,7 @@ from lorafit.config.schema import Settings
 from lorafit.data.collate import Collator, EndToEndCollator
 from lorafit.data.load import load_source
 from lorafit.data.micro_batches import MicroBatchLimits
-from lorafit.evaluation.loss import evaluate_loss
+from lorafit.evaluation.loss import _plan_batches, evaluate_loss
 from lorafit.model.build import add_adapter, load_base
 from lorafit.model.loss import _ChunkedCrossEntropy
 from lorafit.model.source import locate_model
@@ -157,3 +157,12 @@ def test_validation_keeps_no_gradient_of_the_loss(model_and_rows, monkeypatch):
     monkeypatch.setattr(_ChunkedCrossEntropy, "forward", staticmethod(watching))
     evaluate_loss(model, rows, Collator(0, locate_targets=True), MicroBatchLimits(3), CPU)
     assert kept == [False] * 3
+
+
+def test_many_rows_are_put_together_in_time_that_grows_with_their_number():
+    lengths = [10 + index * 7919 % 500 for index in range(30_000)]
+    batches = _plan_batches(lengths, MicroBatchLimits(4, 1408, 64))
+    assert sorted(index for batch in batches for index in batch) == [*range(len(lengths))]
+    assert max(sum(lengths[index] for index in batch) for batch in batches) <= 1408
+    assert lengths[batches[0][0]] == max(lengths)
+    assert len(batches) < 1.02 * sum(lengths) / 1408

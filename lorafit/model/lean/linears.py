@@ -126,7 +126,8 @@ class _AdaptedLinears(torch.autograd.Function):
                 total = add_input_gradient(total, gradient, layer.base)
         of_factors: list[torch.Tensor] = []
         if ctx.updates:
-            value = ctx.prologue.restore(inputs, statistics).flatten(0, -2)
+            value, statistics = ctx.prologue.restore(inputs, statistics)
+            value = value.flatten(0, -2)
             of_factors = _update_gradients(ctx.updates, factors, flat, low, value, total)
             del value
         of_inputs: tuple[torch.Tensor | None, ...] = (None,) * ctx.num_inputs

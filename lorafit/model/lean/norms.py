@@ -30,9 +30,9 @@ class LayerNorm:
         )
         return output, (mean, rstd)
 
-    def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
+    def restore(self, inputs: Tensors, statistics: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Normalize again."""
-        return self.forward(inputs)[0]
+        return self.forward(inputs)
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
         """Return PyTorch's own gradient."""
@@ -66,12 +66,12 @@ class RMSNorm:
     def forward(self, inputs: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Return the normalized inputs and 1 / rms(x) [..., 1]."""
         rstd = _inverse_rms(inputs[0], self._eps)
-        return self.restore(inputs, (rstd,)), (rstd,)
+        return self.restore(inputs, (rstd,))
 
-    def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
+    def restore(self, inputs: Tensors, statistics: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Normalize again, with the statistics at hand."""
         (rstd,) = statistics
-        return _scale(inputs[0], rstd, self._weight(rstd.dtype))
+        return _scale(inputs[0], rstd, self._weight(rstd.dtype)), statistics
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
         """Return the gradient of the inputs, computed in fp32."""

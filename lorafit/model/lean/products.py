@@ -151,7 +151,7 @@ def add_product(total: torch.Tensor, low: torch.Tensor, factor: torch.Tensor) ->
 def weight_gradient(low: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Return low [N, R] transposed times values [N, I], in the dtype of `low`: [R, I]."""
     if values.dtype == low.dtype:
-        return low.t() @ values
+        return low.contiguous().t() @ values  # columns of a wider matrix were half as slow again
     if device_type(values) == "cuda":
         halves = torch.cat(_split(low, values.dtype), 1)
         return _sum_halves(torch.mm(halves.t(), values, out_dtype=low.dtype), dim=0)

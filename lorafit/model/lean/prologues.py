@@ -23,8 +23,8 @@ class Prologue(Protocol):
     def forward(self, inputs: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Return the value [..., H] and the statistics that `restore` and `backward` take."""
 
-    def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
-        """Return the value again."""
+    def restore(self, inputs: Tensors, statistics: Tensors) -> tuple[torch.Tensor, Tensors]:
+        """Return the value again, and the statistics for `backward`, maybe others than before."""
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
         """Return the gradients of the inputs from that of the value, whose memory they may take."""
@@ -37,9 +37,9 @@ class Identity:
         """Return the input."""
         return inputs[0], ()
 
-    def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
+    def restore(self, inputs: Tensors, statistics: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Return the input."""
-        return inputs[0]
+        return self.forward(inputs)
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
         """Return the gradient."""
@@ -54,14 +54,17 @@ class Activated:
 
     def forward(self, inputs: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Return activation(inner)."""
-        return self.restore(inputs, ()), ()
+        return self._activation.forward(inputs[0]), ()
 
-    def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
-        """Return activation(inner)."""
-        return self._activation.forward(inputs[0])
+    def restore(self, inputs: Tensors, statistics: Tensors) -> tuple[torch.Tensor, Tensors]:
+        """Return activation(inner), with its derivative where that comes cheap."""
+        found = self._activation.with_slope(inputs[0])
+        return self.forward(inputs) if found is None else (found[0], found[1:])
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
         """Return the gradient of the inner layer."""
+        if statistics:
+            return (gradient.mul_(statistics[0]),)
         return (self._activation.backward(gradient, inputs[0], in_place=True),)
 
 
@@ -73,12 +76,12 @@ class Gated:
 
     def forward(self, inputs: Tensors) -> tuple[torch.Tensor, Tensors]:
         """Return activation(gate) * up."""
-        return self.restore(inputs, ()), ()
-
-    def restore(self, inputs: Tensors, statistics: Tensors) -> torch.Tensor:
-        """Return activation(gate) * up."""
         gate, up = inputs
-        return _gate(gate, up, self._activation)
+        return _gate(gate, up, self._activation), ()
+
+    def restore(self, inputs: Tensors, statistics: Tensors) -> tuple[torch.Tensor, Tensors]:
+        """Return activation(gate) * up."""
+        return self.forward(inputs)
 
     def backward(self, gradient: torch.Tensor, inputs: Tensors, statistics: Tensors) -> Tensors:
         """Return the gradients of gate and up."""

@@ -38,10 +38,9 @@ def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     width = cos.shape[-1]
     half = width // 2
     first, second = heads[..., :half], heads[..., half:width]
-    rotated = torch.empty_like(heads)
-    rotated[..., :half] = (first * cos[..., :half]).addcmul_(second, sin[..., :half], value=-1)
-    rotated[..., half:width] = (second * cos[..., half:]).addcmul_(first, sin[..., half:])
-    rotated[..., width:] = heads[..., width:]
+    rotated = heads.clone(memory_format=torch.contiguous_format)
+    rotated[..., :half].mul_(cos[..., :half]).addcmul_(second, sin[..., :half], value=-1)
+    rotated[..., half:width].mul_(cos[..., half:]).addcmul_(first, sin[..., half:])
     return rotated
 
 
@@ -51,8 +50,7 @@ def _rotate_back(gradient: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -
     width = cos.shape[-1]
     half = width // 2
     first, second = gradient[..., :half], gradient[..., half:width]
-    back = torch.empty_like(gradient)
-    back[..., :half] = (first * cos[..., :half]).addcmul_(second, sin[..., half:])
-    back[..., half:width] = (second * cos[..., half:]).addcmul_(first, sin[..., :half], value=-1)
-    back[..., width:] = gradient[..., width:]
+    back = gradient.clone(memory_format=torch.contiguous_format)
+    back[..., :half].mul_(cos[..., :half]).addcmul_(second, sin[..., half:])
+    back[..., half:width].mul_(cos[..., half:]).addcmul_(first, sin[..., :half], value=-1)
     return back

@@ -7,7 +7,7 @@ that a run that recovers is the run that had begun with the smaller micro-batch.
 import gc
 import resource
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import psutil
@@ -185,7 +185,7 @@ class MemoryRecovery:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take the sizes of a checkpoint, as its run had shrunk them."""
-        self.limits = MicroBatchLimits(state["units"], state["tokens"])
+        self.limits = replace(self.limits, units=state["units"], tokens=state["tokens"])
         self.eval_batch_size = state["eval_batch_size"]
         self.checkpointing.set(state["num_checkpointed_layers"])
 
@@ -315,13 +315,13 @@ class MemoryRecovery:
     def _shrink_step(self, lengths: list[int], error: str) -> str:
         limits = self.limits
         if limits.tokens is not None and limits.tokens > max(lengths):
-            self.limits = MicroBatchLimits(limits.units, max(limits.tokens // 2, *lengths))
+            self.limits = replace(limits, tokens=max(limits.tokens // 2, *lengths))
             return f"micro-batch {limits.tokens} -> {self.limits.tokens} tokens"
         if limits.tokens is None and min(limits.units, len(lengths)) > 1:
             units = limits.units // 2
             while units >= len(lengths):  # still this step in one piece
                 units //= 2
-            self.limits = MicroBatchLimits(units)
+            self.limits = replace(limits, units=units)
             return f"micro-batch {limits.units} -> {units}"
         change = self.checkpointing.more()
         if change is None:

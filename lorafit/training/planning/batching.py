@@ -1,7 +1,7 @@
 """In what form rows reach the model: padded, end to end, or packed into bins first."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lorafit.config.batch import BatchPlan
@@ -63,7 +63,8 @@ class Batching:
         """
         if self.limits.tokens is None:
             return MicroBatchLimits(rows)
-        return MicroBatchLimits(rows, max(1, self.limits.tokens * rows // self.eval_rows))
+        tokens = max(1, self.limits.tokens * rows // self.eval_rows)
+        return replace(self.limits, units=rows, tokens=tokens)
 
     def dataset(self, rows: TokenizedDataset) -> TokenizedDataset | PackedDataset:
         """Return what the effective batch counts: rows, or bins of them."""
@@ -105,7 +106,7 @@ def plan_batching(
         longest = max(packing.tokens) if packing is not None else longest_row
         padded = -(-longest // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
         tokens, reason = token_budget(units, padded, device_kind)
-        limits = MicroBatchLimits(units, tokens)
+        limits = MicroBatchLimits(units, tokens, token_multiple(device_kind))
     return Batching(attention, limits, reason, lengths, packing, longest_row, device_kind)
 
 

@@ -106,6 +106,24 @@ def test_the_gradient_of_an_activation_may_take_the_place_of_the_given_one(activ
     assert torch.equal(gradient, expected)
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 3, 100])
+def test_gelu_and_its_derivative_come_together_on_a_cpu(monkeypatch, rows_at_once):
+    monkeypatch.setattr("lorafit.model.lean.activations._CACHED", rows_at_once * 9)
+    inputs = torch.linspace(-30, 30, 8 * 9, dtype=torch.float64).view(2, 4, 9).requires_grad_()
+    value, slope = Gelu("tanh").with_slope(inputs.detach())
+    expected = Gelu("tanh")(inputs)
+    (wanted,) = torch.autograd.grad(expected.sum(), inputs)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(slope, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_the_derivative_comes_alone_where_that_is_quicker_or_more_exact():
+    inputs = torch.ones(2, 3)
+    assert Gelu("none").with_slope(inputs) is None
+    assert Gelu("tanh").with_slope(inputs.bfloat16()) is None
+    assert Silu().with_slope(inputs) is None
+
+
 def test_an_unknown_activation_is_left_alone():
     assert find_activation(nn.Hardswish()) is None
 
