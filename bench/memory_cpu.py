@@ -1,7 +1,8 @@
 """Hold the estimate for CPUs against real runs: peak resident memory of two training steps.
 
 Each run is a process of its own that builds a model with random weights, adds the adapter and
-trains it with lorafit's step on full rows. Run it with `python bench/memory_cpu.py`; with
+trains it with lorafit's step on full rows, some then on rows of many lengths. Run it with
+`python bench/memory_cpu.py`; with
 `--model NAME --max-length N …` it measures one run of your own, such as Phi-2.
 """
 
@@ -9,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -61,22 +63,27 @@ class Run:
 
     model: str
     settings: dict[str, Any]
+    varied_steps: int = 0
+    """Steps on rows of many lengths, after those on full rows."""
 
     @property
     def description(self) -> str:
         """What the table says of it."""
         options = ", ".join(f"{key} {value}" for key, value in self.settings.items())
-        return f"{self.model}: {options}"
+        varied = f", {self.varied_steps} steps on rows of many lengths"
+        return f"{self.model}: {options}{varied if self.varied_steps else ''}"
 
 
-def _run(model: str, rows: int, tokens: int, dtype: str, **options: Any) -> Run:
+def _run(
+    model: str, rows: int, tokens: int, dtype: str, *, varied_steps: int = 0, **options: Any
+) -> Run:
     settings = {
         "per_device_train_batch_size": rows,
         "max_length": tokens,
         "compute_dtype": dtype,
         **options,
     }
-    return Run(model, settings)
+    return Run(model, settings, varied_steps)
 
 
 RUNS = (
@@ -90,6 +97,9 @@ RUNS = (
     _run("middle-llama", 2, 256, "float32"),
     _run("middle-llama", 2, 256, "bfloat16"),
     _run("middle-gemma3", 2, 256, "float32"),
+    _run("middle-phi", 4, 512, "float32", varied_steps=20),
+    _run("middle-llama", 4, 512, "float32", varied_steps=20),
+    _run("middle-phi", 4, 512, "bfloat16", varied_steps=12),
 )
 
 
@@ -158,8 +168,35 @@ def train(run: Run) -> dict[str, int]:
         reuse_small_blocks()
     loaded = _resident_bytes()
     train_full_rows(model, settings, torch.device("cpu"))
+    _train_varied_rows(model, settings, run.varied_steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"loaded_bytes": loaded, "peak_bytes": peak * (1 if sys.platform == "darwin" else 1024)}
+
+
+def _train_varied_rows(model: Any, settings: Settings, num_steps: int) -> None:
+    """Train steps of 16 rows whose lengths are spread as those of texts, as training does it."""
+    from lorafit.data.collate import EndToEndCollator
+    from lorafit.data.micro_batches import (
+        MicroBatchLimits,
+        gather_step,
+        plan_micro_batches,
+        token_budget,
+        token_multiple,
+    )
+    from lorafit.model.step import make_optimizer, training_step
+
+    draw = random.Random(0)
+    optimizer = make_optimizer(model, settings)
+    multiple = token_multiple("cpu")
+    units, longest = settings.per_device_train_batch_size, settings.max_length
+    limits = MicroBatchLimits(units, token_budget(units, longest, "cpu").value, multiple)
+    collate = EndToEndCollator(0, longest, multiple, by_document=True)
+    for _ in range(num_steps):
+        lengths = [min(longest, max(8, int(draw.lognormvariate(4.3, 0.8)))) for _ in range(16)]
+        rows = gather_step([{"input_ids": [1] * n, "labels": [1] * n} for n in lengths])
+        parts = plan_micro_batches(rows.lengths, limits)
+        batches = [collate(rows.rows_of(part)) for part in parts]
+        training_step(model, optimizer, batches, rows.num_targets, settings)
 
 
 def _resident_bytes() -> int:
@@ -171,7 +208,12 @@ def _resident_bytes() -> int:
 
 def measure(run: Run) -> dict[str, int]:
     """Run `train` in a process of its own."""
-    command = [sys.executable, __file__, "--measure", json.dumps([run.model, run.settings])]
+    command = [
+        sys.executable,
+        __file__,
+        "--measure",
+        json.dumps([run.model, run.settings, run.varied_steps]),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     if done.returncode:
         raise SystemExit(f"{run.description} failed:\n{done.stderr[-2000:]}")

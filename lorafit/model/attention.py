@@ -16,6 +16,8 @@ from lorafit.config.padding import wants_no_padding
 from lorafit.config.schema import Settings
 from lorafit.errors import ConfigError, Problem
 from lorafit.hardware.info import Choice, DeviceKind
+from lorafit.model.document_attention import document_attention
+from lorafit.model.lean.products import device_type
 from lorafit.model.libraries import quick_imports
 
 with quick_imports():
@@ -68,6 +70,9 @@ def block_attention(
     window: int | None = options.get("sliding_window")
     if lengths is None:
         return _varlen(query, key, value, scaling, window, options), None
+    if device_type(query) == "cpu" and not dropout:
+        heads = document_attention(query, key, value, lengths, scaling=scaling, window=window)
+        return heads, None
     # One split, and not D slices: the gradient of a slice is as large as what it was cut from.
     documents = zip(*(torch.split(each, lengths, 2) for each in (query, key, value)), strict=True)
     outputs = [_document(module, q, k, v, dropout, scaling, window) for q, k, v in documents]
