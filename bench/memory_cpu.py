@@ -1,9 +1,9 @@
-"""Hold the estimate for CPUs against real runs: peak resident memory of two training steps.
+"""Hold the estimate for CPUs against real runs: peak resident memory of some training steps.
 
 Each run is a process of its own that builds a model with random weights, adds the adapter and
-trains it with lorafit's step on full rows, some then on rows of many lengths. Run it with
-`python bench/memory_cpu.py`; with
-`--model NAME --max-length N …` it measures one run of your own, such as Phi-2.
+trains it with lorafit's step: two steps on full rows, and then, where rows go end to end, some on
+rows of many lengths. Run it with `python bench/memory_cpu.py`; with `--model NAME --max-length N …`
+it measures one run of your own, such as Phi-2, on full rows.
 """
 
 import argparse
@@ -88,17 +88,17 @@ def _run(
 
 RUNS = (
     _run("tiny-phi", 1, 64, "float32"),
-    _run("tiny-phi", 4, 256, "bfloat16"),
-    _run("middle-phi", 2, 256, "float32"),
-    _run("middle-phi", 2, 256, "bfloat16"),
+    _run("tiny-phi", 4, 256, "bfloat16", varied_steps=8),
+    _run("middle-phi", 2, 256, "float32", varied_steps=8),
+    _run("middle-phi", 2, 256, "bfloat16", varied_steps=8),
     _run("middle-phi", 2, 256, "float32", kernels="stock"),
-    _run("middle-phi", 2, 256, "float32", gradient_checkpointing=True),
+    _run("middle-phi", 2, 256, "float32", varied_steps=8, gradient_checkpointing=True),
     _run("middle-phi", 2, 256, "float32", attn_implementation="eager"),
-    _run("middle-llama", 2, 256, "float32"),
-    _run("middle-llama", 2, 256, "bfloat16"),
-    _run("middle-gemma3", 2, 256, "float32"),
-    _run("middle-phi", 4, 512, "float32", varied_steps=20),
-    _run("middle-llama", 4, 512, "float32", varied_steps=20),
+    _run("middle-llama", 2, 256, "float32", varied_steps=8),
+    _run("middle-llama", 2, 256, "bfloat16", varied_steps=8),
+    _run("middle-gemma3", 2, 256, "float32", varied_steps=8),
+    _run("middle-phi", 4, 512, "float32", varied_steps=12),
+    _run("middle-llama", 4, 512, "float32", varied_steps=12),
     _run("middle-phi", 4, 512, "bfloat16", varied_steps=12),
 )
 

@@ -126,8 +126,9 @@ def estimate_quickly(
     }
     breakdown = {name: int(size) for name, size in parts.items()}
     allocated = sum(breakdown.values())
+    changing = sum(breakdown[f"{name}_bytes"] for name in ("activation", "logits", "gradient"))
     breakdown["fragmentation_bytes"] = _fragmentation_bytes(run) or kept_bytes(
-        settings, device, allocated
+        settings, device, changing
     )
     breakdown["context_bytes"] = context
     reserved = allocated + breakdown["fragmentation_bytes"]

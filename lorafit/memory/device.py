@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorafit.config.schema import Settings
+from lorafit.data.micro_batches import token_budget, token_multiple
 from lorafit.hardware.catalog import CATALOG
 from lorafit.hardware.info import Choice, DeviceInfo
 from lorafit.hardware.precision import choose_compute_dtype
@@ -13,9 +14,11 @@ from lorafit.units import MIB, format_bytes
 _CPU_PROCESS_BYTES = 455 * MIB
 """Python, PyTorch, transformers, PEFT and their code, measured on Linux x86-64 (torch 2.13) as
 the resident memory of a process that trains a model of no size; bench/memory_cpu.py measures it."""
-_CPU_KEPT_BYTES = 72 * MIB
-"""What lies free between small blocks in use, where training has the C library reuse them (see
-`malloc.reuse_small_blocks`): fitted to bench/memory_cpu.py."""
+_CPU_KEPT_SHARE, _CPU_MOST_KEPT_BYTES = 1.2, 150 * MIB
+"""Free memory between small blocks, which the C library reuses (`malloc.reuse_small_blocks`),
+as a share of what changes in a step, and at most: fitted to bench/memory_cpu.py."""
+_CPU_BYTES_PER_SIZE = 10 * MIB
+"""What oneDNN keeps for every number of tokens that a micro-batch has had: 0.6 MiB a product."""
 _MPS_PROCESS_BYTES = 300 * MIB
 """What Metal keeps beside PyTorch's tensors: kernels, command buffers. A guess: never measured."""
 _DEFAULT_MULTIPROCESSORS = 80
@@ -58,14 +61,23 @@ def process_context_bytes(device: DeviceInfo) -> tuple[int, str]:
     return context, f"about {format_bytes(context)} for Python, PyTorch and the model's code"
 
 
-def kept_bytes(settings: Settings, device: DeviceInfo, allocated_bytes: int) -> int:
+def kept_bytes(settings: Settings, device: DeviceInfo, changing_bytes: int) -> int:
     """Return what is kept beside the blocks in use where no allocator of PyTorch's caches.
 
-    Metal gives all of it back at once, and the CPU all but small blocks.
+    Metal gives all of it back at once, and the CPU all but small blocks. A run on rows of many
+    lengths is taken to meet half of the sizes that micro-batches are rounded up to.
+
+    Args:
+        settings: of the run.
+        device: where it runs.
+        changing_bytes: activations, logits and gradients at the peak of a step.
     """
     if device.kind != "cpu" or settings.kernels == "stock":
         return 0
-    return min(_CPU_KEPT_BYTES, allocated_bytes)
+    tokens = token_budget(settings.per_device_train_batch_size, settings.max_length, "cpu").value
+    sizes = tokens // (2 * token_multiple("cpu"))
+    between_blocks = min(int(_CPU_KEPT_SHARE * changing_bytes), _CPU_MOST_KEPT_BYTES)
+    return between_blocks + sizes * _CPU_BYTES_PER_SIZE
 
 
 def hardware_facts(device: DeviceInfo) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def estimate_memory(
                 "it fits only because PyTorch gives cached memory back and asks again "
                 f"({limited.stats.num_alloc_retries} times), which is slow"
             )
-    kept = kept_bytes(settings, device, measured.stats.peak_allocated_bytes)
+    kept = kept_bytes(settings, device, sum(measured.bytes_at_peak[each] for each in _CHANGING))
     peak = _peak(measured, context.num_bytes, None if gpu is not None else kept)
     verdict = verdict_of(peak.process_bytes, device.usable_bytes, fits_by_releasing)
     reasons.append(verdict_reason(verdict, peak.process_bytes, device))
@@ -170,6 +170,9 @@ def estimate_memory(
         elapsed_seconds=time.monotonic() - start,
         calibrated=context.is_calibrated,
     )
+
+
+_CHANGING = (Category.ACTIVATION, Category.LOGITS, Category.GRADIENT)
 
 
 class _Context(NamedTuple):
