@@ -114,7 +114,8 @@ def _summed(gradient: torch.Tensor, heads: int) -> torch.Tensor:
     """Return the gradient of heads that were repeated, from that of the repetitions."""
     if gradient.shape[1] == heads:
         return gradient
-    return gradient.unflatten(1, (heads, -1)).sum(2)
+    count, repeated, num_tokens, size = gradient.shape
+    return gradient.reshape(count, heads, repeated // heads, num_tokens, size).sum(2)
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
