@@ -100,9 +100,9 @@ def test_a_run_that_learns_nothing_more_is_stopped_early_and_is_complete(
     run_lorafit, train_arguments, tmp_path
 ):
     run_dir = tmp_path / "run"
-    # A rate of nearly nothing: no validation is better than the first but by rounding.
+    # A rate of nearly nothing: its updates are below the rounding of what they are added to.
     arguments = train_arguments(
-        run_dir, eval_steps=1, save_steps=5, max_steps=6, learning_rate=1.0, max_grad_norm=0,
+        run_dir, eval_steps=1, save_steps=5, max_steps=6, learning_rate=1e-12,
         early_stopping_patience=1, lr_scheduler_type="constant", warmup_steps=None,
         report_to="none",
     )  # fmt: skip
