@@ -168,6 +168,7 @@ def _read(name: str) -> dict[str, Any] | None:
 
 TABLES: dict[str, Callable[[], list[str]]] = {
     "cpu-10m": lambda: cpu_table("10m"),
+    "cpu-10m-alone": lambda: cpu_table("10m_alone"),
     "cpu-60m": lambda: cpu_table("60m"),
     "goals": goals_table,
     "gpu": gpu_table,
