@@ -54,8 +54,8 @@ def evaluate_loss(
 ) -> LossReport:
     """Return the mean loss over `rows`, in evaluation mode; restores the training mode.
 
-    Rows are taken longest first: an out-of-memory error then comes with the first batch, and
-    padded batches hold rows of like length, so that little padding is computed.
+    The longest row is in the first batch: an out-of-memory error then comes at once. Padded batches
+    are taken longest first, so that they hold rows of like length and little padding is computed.
 
     Args:
         model: what is measured.
@@ -86,7 +86,7 @@ def evaluate_loss(
 
 
 _PLANNED_TOGETHER = 256
-"""Rows that are put together into batches at once: the work for it grows with their square."""
+"""Rows that are put together under a token budget at once: the work grows with their square."""
 
 
 def _plan_batches(lengths: Sequence[int], limits: MicroBatchLimits) -> list[list[int]]:
@@ -94,7 +94,7 @@ def _plan_batches(lengths: Sequence[int], limits: MicroBatchLimits) -> list[list
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     batches = []
     # Each part has rows of all lengths, as short ones fill what long ones leave.
-    num_parts = -(-len(order) // _PLANNED_TOGETHER)
+    num_parts = 1 if limits.tokens is None else -(-len(order) // _PLANNED_TOGETHER)
     for part in range(num_parts):
         some = order[part::num_parts]
         plan = plan_micro_batches([lengths[index] for index in some], limits)

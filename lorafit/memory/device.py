@@ -18,7 +18,8 @@ _CPU_KEPT_SHARE, _CPU_MOST_KEPT_BYTES = 1.4, 190 * MIB
 """Free memory between small blocks, which the C library reuses (`malloc.reuse_small_blocks`),
 as a share of what changes in a step, and at most: fitted to bench/memory_cpu.py."""
 _CPU_BYTES_PER_SIZE = 10 * MIB
-"""What oneDNN keeps for every number of tokens that a micro-batch has had: 0.6 MiB a product."""
+"""What oneDNN keeps for every number of tokens that a micro-batch has had: 0.6 MiB for each product
+of another shape, of which a step has ten to twenty. Fitted likewise."""
 _MPS_PROCESS_BYTES = 300 * MIB
 """What Metal keeps beside PyTorch's tensors: kernels, command buffers. A guess: never measured."""
 _DEFAULT_MULTIPROCESSORS = 80

@@ -16,7 +16,7 @@ from lorafit.config.padding import wants_no_padding
 from lorafit.config.schema import Settings
 from lorafit.errors import ConfigError, Problem
 from lorafit.hardware.info import Choice, DeviceKind
-from lorafit.model.document_attention import document_attention
+from lorafit.model.document_attention import document_attention, window_mask
 from lorafit.model.lean.products import device_type
 from lorafit.model.libraries import quick_imports
 
@@ -109,9 +109,7 @@ def _document(
     num_tokens = query.shape[2]
     mask = None
     if window is not None and num_tokens > window:
-        position = torch.arange(num_tokens, device=query.device)
-        distance = position[:, None] - position[None, :]
-        mask = ((distance >= 0) & (distance < window))[None, None]
+        mask = window_mask(num_tokens, window, query.device)[None, None]
     options = {"is_causal": True}
     return _sdpa(module, query, key, value, mask, dropout, scaling, options)[0]
 

@@ -127,8 +127,13 @@ def _visible(query: torch.Tensor, window: int | None) -> dict[str, Any]:
     num_tokens = query.shape[2]
     if window is None or num_tokens <= window:
         return {"is_causal": True, "attn_mask": None}
-    position = torch.arange(num_tokens, device=query.device)
-    distance = position[:, None] - position[None, :]
-    hidden = (distance < 0) | (distance >= window)
+    hidden = ~window_mask(num_tokens, window, query.device)
     mask = _wide(query.new_zeros(num_tokens, num_tokens)).masked_fill_(hidden, float("-inf"))
     return {"is_causal": False, "attn_mask": mask[None, None]}
+
+
+def window_mask(num_tokens: int, window: int, device: torch.device) -> torch.Tensor:
+    """Return which tokens [T, T] a query sees: itself and those before it, `window` in all."""
+    position = torch.arange(num_tokens, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)

@@ -159,7 +159,7 @@ def test_validation_keeps_no_gradient_of_the_loss(model_and_rows, monkeypatch):
     assert kept == [False] * 3
 
 
-def test_many_rows_are_put_together_in_time_that_grows_with_their_number():
+def test_many_rows_are_put_together_in_parts_that_fill_their_budget():
     lengths = [10 + index * 7919 % 500 for index in range(30_000)]
     batches = _plan_batches(lengths, MicroBatchLimits(4, 1408, 64))
     assert sorted(index for batch in batches for index in batch) == [*range(len(lengths))]

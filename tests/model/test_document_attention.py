@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from lorafit.model.attention import block_attention
 from lorafit.model.document_attention import document_attention
 from tests.tiny import child_environment
 
@@ -49,6 +50,18 @@ def test_values_and_gradients_are_those_of_the_formula(key_heads, window):
         strict=True,
     ):
         torch.testing.assert_close(own, expected, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_way_of_other_devices_and_of_dropout_gives_the_same(window):
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    inputs = heads(4), heads(2, seed=1), heads(2, seed=2)
+    options = {"cu_seq_lens_q": True, "document_lengths": LENGTHS, "sliding_window": window}
+    # A share of dropout that never drops: the function above has none.
+    found, _ = block_attention(module, *inputs, None, dropout=1e-15, scaling=0.3, **options)
+    wanted = document_attention(*inputs, LENGTHS, scaling=0.3, window=window)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_in_32_bit_it_is_what_pytorch_computes_for_a_document():
